@@ -1,0 +1,1 @@
+"""migr: modality-importance-guided reasoning for video-audio LLMs."""

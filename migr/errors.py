@@ -1,0 +1,19 @@
+"""One kind of error for everything that a user can mend, and its one-line form on the command line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """The input or the configuration is at fault. The message names the file, line, field or clip, and the way out."""
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Turn an `InputError` into one line on stderr and exit status 2. Scripts wrap their `main` in it."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
