@@ -1,0 +1,109 @@
+"""Write a checkpoint in the layout of the real repository, which vLLM and transformers both load.
+
+vLLM knows the full model only: weights under `thinker.` and a config that wraps the thinker's. The talker (speech
+output) is left out, and the config says so.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import save_torch_state_dict
+
+from migr.errors import InputError
+from migr.omni.load import check_adapter, check_model, load_processor, load_thinker
+from migr.records import read_json, write_json
+
+SHARD = "5GB"
+
+
+def export(model: str | Path, out: str | Path, adapter: str | Path | None = None) -> Path:
+    """Merge an adapter into its base model, where there is one, and write the whole as one checkpoint.
+
+    Args:
+        model: A base model, or an adapter folder (its `base_model_name_or_path` is then the base).
+        out: New folder, or one that holds an earlier checkpoint (replaced). It appears when it is complete.
+        adapter: An adapter folder, when `model` is the base.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: Model or adapter cannot be loaded or do not fit, or `out` is one of them or holds something else.
+    """
+    if adapter is None and (Path(model) / "adapter_config.json").is_file():
+        adapter, model = model, adapter_base(model)
+    check_model(model)
+    for source in (model, adapter):
+        if source is not None and Path(source).resolve() == Path(out).resolve():
+            raise InputError(f"{out}: the export would overwrite what it is made from; choose another folder")
+    _check_free(Path(out))
+    thinker = load_thinker(model, adapter=adapter)
+    if adapter is not None:
+        thinker = thinker.merge_and_unload(safe_merge=True)
+    return write_checkpoint(thinker, load_processor(model), out)
+
+
+def adapter_base(adapter: str | Path) -> str:
+    """The base model that an adapter folder names.
+
+    Raises:
+        InputError: No adapter there, or it names none.
+    """
+    config = Path(check_adapter(adapter)) / "adapter_config.json"
+    base = read_json(config).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{config}: base_model_name_or_path is empty; give the base model and the adapter separately")
+    return base
+
+
+def write_checkpoint(model: Any, processor: Any, out: str | Path) -> Path:
+    """Write a thinker and its processor as a full checkpoint; `out` appears under its name when all is written.
+
+    Raises:
+        InputError: `out` exists and is no checkpoint.
+    """
+    out = Path(out)
+    with _replacing(out) as folder:
+        config = json.loads(model.config.to_json_string())
+        write_json(
+            folder / "config.json",
+            {
+                "architectures": ["Qwen2_5OmniForConditionalGeneration"],
+                "model_type": "qwen2_5_omni",
+                "enable_audio_output": False,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "thinker_config": config,
+            },
+        )
+        # by hand: `save_pretrained` insists on sampling settings that agree, which published ones do not always
+        model.generation_config.to_json_file(folder / "generation_config.json")
+        weights = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_torch_state_dict(weights, folder, max_shard_size=SHARD)
+        processor.save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes files that only their owner may read
+    return out
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to replace a folder that is no checkpoint."""
+    if out.exists() and not (out / "config.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: exists and is no model folder; choose another one or remove it")
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place at the end, if nothing failed."""
+    _check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        yield new
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
