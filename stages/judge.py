@@ -1,0 +1,66 @@
+"""Fit the evaluation's judge on labelled texts, and measure it, and the rewards' lexicon, on others.
+
+    python stages/judge.py --fit runs/demo/clips/judge_fit.jsonl --check runs/demo/clips/judge_check.jsonl \
+        --out runs/demo/judge
+
+Both files hold `text` and `emotion` a line. The texts that a judge is measured on share no wording with those that it
+was fitted on: the accuracy printed is the one to keep beside every figure that rests on this judge.
+"""
+
+import argparse
+from pathlib import Path
+
+from migr.emotions import label_set
+from migr.errors import InputError, exit_on_input_error
+from migr.judge import fit_classifier, open_judge
+from migr.records import read_jsonl, write_json
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", type=Path, required=True, help="JSONL with text and emotion, to fit on")
+    parser.add_argument("--check", type=Path, required=True, help="JSONL with text and emotion, to measure on")
+    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the judge and accuracy.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Fit, measure, save."""
+    # Config
+    args = arguments()
+    labels = label_set(args.labels)
+
+    # Data
+    sets = {}
+    for path in (args.fit, args.check):
+        sets[path] = read_jsonl(path, ["text", "emotion"])
+        for number, row in enumerate(sets[path], 1):
+            if row["emotion"] not in labels.labels:
+                raise InputError(f"{path}:{number}: emotion {row['emotion']!r} is none of {', '.join(labels.labels)}")
+    overlap = {row["text"] for row in sets[args.fit]} & {row["text"] for row in sets[args.check]}
+    if overlap:
+        raise InputError(f"{args.check}: {len(overlap)} texts also stand in {args.fit}: the measure would flatter")
+
+    # Run
+    fitted = fit_classifier(
+        [r["text"] for r in sets[args.fit]], [r["emotion"] for r in sets[args.fit]], labels, args.out
+    )
+    truth = [row["emotion"] for row in sets[args.check]]
+    accuracy = {}
+    for judge in (fitted, open_judge("lexicon", labels)):
+        judgements = judge.judge([row["text"] for row in sets[args.check]])
+        right = sum(judgement.emotion == emotion for judgement, emotion in zip(judgements, truth, strict=True))
+        failed = sum(judgement.emotion is None for judgement in judgements)
+        accuracy[judge.name] = {"accuracy": right / len(truth), "n": len(truth), "failed": failed}
+
+    # Save
+    write_json(args.out / "accuracy.json", accuracy)
+    for name, row in accuracy.items():
+        print(f"judge: {name} agrees with {row['accuracy']:.1%} of {row['n']} labelled texts ({row['failed']} failed)")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
