@@ -1,0 +1,113 @@
+"""GRPO on video and audio: TRL's GRPOTrainer, with the media put back wherever it would lose them.
+
+TRL 1.16 carries images only: with video or audio in the prompt its generation would see the media and its loss would
+not, without an error. Rows here carry the number of their clip; the methods below look the features up by it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from migr.clips import Clip
+from migr.omni.inputs import OmniInputs
+from migr.omni.prompt import render_prompt
+from migr.training.guards import check_loss
+from migr.training.sft import IGNORED
+
+
+class EpochRepeatSampler(RepeatSampler):
+    """TRL's sampler with `set_epoch`: without it a run that is resumed past epoch 0 replays epoch 0's order."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of every epoch, resumed or not."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
+
+
+class OmniGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer for rows with `prompt`, `clip` (a number into `clips`) and `clip_id`.
+
+    Args:
+        inputs: Features of clips and expansion of prompts.
+        clips: The clips that `clip` counts.
+        **kwargs: As for GRPOTrainer.
+    """
+
+    def __init__(self, *, inputs: OmniInputs, clips: Sequence[Clip], **kwargs: Any) -> None:
+        self.omni, self.clips = inputs, clips
+        self._rows: list[int] = []  # the clips of the batch that is being worked on, one a row
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
+        args: Any = self.args
+        source: Any = dataset if dataset is not None else self.train_dataset
+        return EpochRepeatSampler(
+            data_source=source,
+            mini_repeat_count=int(self.num_generations),
+            batch_size=args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * args.steps_per_generation,
+            shuffle=bool(self.shuffle_dataset),
+            seed=args.seed,
+        )
+
+    def _media(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        media = self.omni.collate([self.omni.features(self.clips[row]) for row in rows])
+        return {key: value.to(self.accelerator.device) for key, value in media.items()}
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
+        ids = []
+        for prompt, row in zip(prompts, self._rows, strict=True):
+            clip = self.clips[row]
+            text = render_prompt(self.omni.processor, prompt[-1]["content"], clip.has_video, clip.has_audio)
+            ids.append(self.omni.prompt_ids(text, self.omni.features(clip)))
+        return ids, None, self._media(self._rows)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = [row["clip"] for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        output["clip"] = torch.tensor(self._rows, device=self.accelerator.device)
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._rows = inputs["clip"].tolist()
+        loss = super()._compute_loss(model, inputs)
+        check_loss(loss, self.state.global_step, [self.clips[row].clip_id for row in self._rows])
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        assert len(self._rows) == len(input_ids), "the rows' clips were not set for this batch"
+        logps, entropies, aux_losses = [], [], []
+        step = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), step):
+            chunk = slice(start, start + step)
+            labels = input_ids[chunk].masked_fill(attention_mask[chunk] == 0, IGNORED)
+            labels[:, :-logits_to_keep] = IGNORED
+            batch: dict[str, Any] = {
+                "input_ids": input_ids[chunk],
+                "attention_mask": attention_mask[chunk],
+                "labels": labels,
+            }
+            if compute_aux_loss:
+                batch["output_router_logits"] = True
+            with self.accelerator.autocast():
+                output = model(**batch, **self._media(self._rows[chunk]), fused_lm_head=True)
+            logps.append(output.log_probs[:, -logits_to_keep:])
+            entropies.append(output.entropy[:, -logits_to_keep:])
+            aux_losses.append(output.aux_loss)
+        return (
+            torch.cat(logps),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
+        )

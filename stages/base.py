@@ -1,0 +1,84 @@
+"""Stage 0 of the demo, base: a tiny Qwen2.5-Omni with random weights, and what it must learn to stand for a real one.
+
+    python stages/base.py --data runs/demo/clips --out runs/demo/base
+
+Writes a model folder in the layout of the real repository and two sets of targets for `stages/sft.py` with `lora_r: 0`:
+`perceive.jsonl` (name the emotion of the face, of the voice, of the clip, in one word) and `describe.jsonl` (describe
+one modality; answer directly). A real MLLM knows all this; without it there is no effect to study, because the answer
+can only copy the text. With your own Qwen2.5-Omni, skip this stage.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+from migr.emotions import DFEW
+from migr.errors import exit_on_input_error
+from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME, question
+from migr.omni.tiny import build_tiny
+from migr.reasoning import render
+from migr.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
+from migr.sources import planted
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of stages/data.py --source planted")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and its targets")
+    parser.add_argument("--seed", type=int, default=0, help="draws the weights")
+    return parser.parse_args()
+
+
+def texts() -> list[str]:
+    """What the benchmark can say, for the tokenizer: on too little text, samples come out four times as long."""
+    prompts = [question(DFEW), ANSWER_DIRECTLY, *DESCRIBE.values(), *NAME.values()] * 200
+    rows = [planted.spec(7, split, index) for split in ("train", "test") for index in range(1500)]
+    targets = [
+        render(r["segments"], r["conclusion"], r["label"], random.Random(i).sample(["video", "audio"], 2))
+        for i, r in enumerate(rows)
+    ]
+    return [*prompts, *targets, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+
+
+def main() -> None:
+    """Build the model, write what it is to learn."""
+    # Config
+    args = arguments()
+    key = digest({"seed": args.seed, "data": read_json(args.data / "data.json")["digest"], "texts": digest(texts())})
+    done = args.out / "base.json"
+    if done.exists() and read_json(done)["digest"] == key:
+        print(f"base: {args.out} holds this model already")
+        return
+
+    # Data
+    clips = {row["clip_id"]: row for row in read_jsonl(args.data / "clips.jsonl", ["clip_id", "label", "split"])}
+    reasoning = [row for row in read_jsonl(args.data / "reasoning.jsonl") if clips[row["clip_id"]]["split"] == "train"]
+
+    # Run
+    build_tiny(args.out, texts(), seed=args.seed)
+    perceive: list[Row] = []
+    describe: list[Row] = []
+    for i, row in enumerate(reasoning):
+        clip = clips[row["clip_id"]]
+        both, clear = ["video", "audio"], clip["planted"]["dominant"]
+        common = {"clip_id": row["clip_id"], "order": [], "label": clip["label"]}
+        direct = {**common, "prompt": ANSWER_DIRECTLY, "target": clip["label"], "modalities": both}
+        for modality, text in row["segments"].items():
+            shown = [modality] if i % 2 else both  # alone, and beside the other
+            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": shown})
+            if modality == clear:
+                perceive.append({**common, "prompt": NAME[modality], "target": clip["label"], "modalities": shown})
+        perceive.append(direct)
+        describe.append(direct)
+
+    # Save
+    write_jsonl(args.out / "perceive.jsonl", perceive)
+    write_jsonl(args.out / "describe.jsonl", describe)
+    write_json(done, {"digest": key, "seed": args.seed})
+    print(f"base: untrained model, {len(perceive)} targets to perceive and {len(describe)} to describe -> {args.out}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,144 @@
+"""Stage 5, GRPO: reward accuracy, format, consistency of reasoning and answer, and grounding in the dominant modality.
+
+    accelerate launch stages/grpo.py                                             (the demo's data; makes what it lacks)
+    accelerate launch stages/grpo.py --config configs/demo/grpo.yaml --model MODEL --adapter runs/my_sft \
+        --clips clips.jsonl --importance importance.jsonl --output_dir runs/my_grpo
+
+Continues the SFT adapter; the SFT policy stays the reference of the KL term. Any field of TRL's GRPOConfig can stand in
+the YAML or on the command line; `rewards` and `reward_weights` go together. Each reward's mean is logged, and
+`inconsistent_among_correct` of the sampled reasoning. Interrupted runs go on, finished ones are left alone.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from migr.errors import InputError, exit_on_input_error
+from migr.training.arguments import OmniArguments, parse
+
+
+@dataclass
+class GRPOArguments(OmniArguments):
+    """What GRPO reads beside TRL's GRPOConfig."""
+
+    importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
+    judge: str = field(default="lexicon", metadata={"help": "judge of the consistency reward: lexicon, or a folder"})
+    rewards: list[str] = field(
+        default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
+        metadata={"help": "rewards, in the order of reward_weights"},
+    )
+
+
+def main() -> None:
+    """Config, data, training, save."""
+    from trl import GRPOConfig
+
+    # Config
+    argv = sys.argv[1:]
+    if not argv:
+        from stages import demo
+
+        argv = demo.arguments_of("grpo", demo.make("sft"))
+    args, config = parse([GRPOArguments, GRPOConfig], argv)
+    args.require("model", "clips", *(["adapter"] if args.adapter else []))
+    if "grounding" in args.rewards:
+        args.require("importance")
+    if config.reward_weights is not None and len(config.reward_weights) != len(args.rewards):
+        raise InputError(f"{len(config.reward_weights)} reward_weights for {len(args.rewards)} rewards: {args.rewards}")
+    if config.num_iterations != 1 or config.steps_per_generation != config.gradient_accumulation_steps:
+        raise InputError(
+            "num_iterations must be 1 and steps_per_generation equal gradient_accumulation_steps: "
+            "completions that outlive an update are lost when a run is interrupted, so it could not be resumed exactly"
+        )
+
+    import random
+
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    from migr.clips import read_clips
+    from migr.emotions import label_set
+    from migr.judge import open_judge
+    from migr.omni.inputs import OmniInputs
+    from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker, media_token_ids
+    from migr.omni.prompt import question
+    from migr.records import read_jsonl
+    from migr.training.grpo import OmniGRPOTrainer
+    from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
+    from migr.training.runs import CompleteMarker, begin, finish
+    from reward import make_rewards
+
+    labels = label_set(args.labels)
+    rewards = make_rewards(args.rewards, labels, open_judge(args.judge, labels))
+    inputs_of_run = (args.clips, *([args.importance] if args.importance else []))
+    resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
+    if resume == "done":
+        print(f"grpo: {config.output_dir} is finished already")
+        return
+
+    # Data
+    clips = [clip for clip in read_clips(args.clips, labels, split=args.split) if clip.label is not None]
+    if args.limit:
+        clips = random.Random(config.seed).sample(clips, min(args.limit, len(clips)))
+    weights: dict[str, dict[str, float]] = {}
+    if args.importance:
+        table = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")
+        weights = {row["clip_id"]: row["importance"] for row in table}
+        if "grounding" in args.rewards and (missing := [c.clip_id for c in clips if c.clip_id not in weights]):
+            raise InputError(f"{args.importance}: no importance for clip {missing[0]}")
+    prompt = [{"role": "user", "content": question(labels.labels)}]
+    columns = {
+        "prompt": [prompt] * len(clips),
+        "clip": list(range(len(clips))),
+        "clip_id": [clip.clip_id for clip in clips],
+        "label": [clip.label for clip in clips],
+        "importance": [weights.get(clip.clip_id) for clip in clips],
+    }
+    dataset = Dataset.from_dict(columns)
+    processor = load_processor(args.model)
+    inputs = OmniInputs(processor, args.media_settings, args.cache_dir)
+
+    # Training
+    model = load_thinker(
+        args.model,
+        dtype=args.dtype,
+        adapter=args.adapter,
+        trainable=True,
+        attn_implementation=args.attn_implementation,
+    )
+    lora = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=LANGUAGE_MODEL_LORA,
+        task_type="CAUSAL_LM",
+    )
+    config.remove_unused_columns = False
+    config.logging_nan_inf_filter = False
+    config.log_multimodal = False
+    # A sampled media token would have no features, and break the next forward pass.
+    config.generation_kwargs = {**(config.generation_kwargs or {}), "suppress_tokens": media_token_ids(processor)}
+    trainer = OmniGRPOTrainer(
+        inputs=inputs,
+        clips=clips,
+        model=model,
+        args=config,
+        reward_funcs=[CheckedReward(name, reward) for name, reward in zip(args.rewards, rewards, strict=True)],
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=None if args.adapter else lora,
+        callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+
+    # Save
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    finish(config.output_dir, {"train_loss": result.training_loss, "steps": result.global_step, "clips": len(clips)})
+    if trainer.is_world_process_zero():
+        seconds = result.metrics["train_runtime"]
+        print(f"grpo: {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

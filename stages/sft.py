@@ -1,0 +1,115 @@
+"""Stage 4, SFT: fine-tune the thinker on ordered targets, with LoRA on the language model.
+
+    accelerate launch stages/sft.py                                              (the demo's data; makes what it lacks)
+    accelerate launch stages/sft.py --config configs/demo/sft.yaml --model MODEL --clips clips.jsonl \
+        --targets targets.jsonl --output_dir runs/my_sft
+
+The loss is on the target alone. Any field of TRL's SFTConfig can stand in the YAML or on the command line. An
+interrupted run goes on from its last whole checkpoint; a finished one is found and left alone. With LoRA the output
+folder holds the adapter; `lora_r: 0` trains all weights, the towers too, and writes a whole model to `OUTPUT/model`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from migr.errors import InputError, exit_on_input_error
+from migr.training.arguments import OmniArguments, parse
+
+
+@dataclass
+class SFTArguments(OmniArguments):
+    """What SFT reads beside TRL's SFTConfig."""
+
+    targets: str = field(default="", metadata={"help": "targets.jsonl of stages/targets.py"})
+
+
+def main() -> None:
+    """Config, data, training, save."""
+    from trl import SFTConfig
+
+    # Config
+    argv = sys.argv[1:]
+    if not argv:
+        from stages import demo
+
+        argv = demo.arguments_of("sft", demo.make("targets"))
+    args, config = parse([SFTArguments, SFTConfig], argv)
+    args.require("model", "clips", "targets")
+
+    import random
+
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    from migr.clips import read_clips
+    from migr.emotions import label_set
+    from migr.omni.export import write_checkpoint
+    from migr.omni.inputs import OmniInputs
+    from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker
+    from migr.records import read_jsonl
+    from migr.training.guards import StopOnNonFiniteGradient
+    from migr.training.runs import CompleteMarker, begin, finish
+    from migr.training.sft import OmniSFTTrainer, TargetCollator
+
+    inputs_of_run = (args.clips, args.targets)
+    resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
+    if resume == "done":
+        print(f"sft: {config.output_dir} is finished already")
+        return
+
+    # Data
+    clips = {clip.clip_id: clip for clip in read_clips(args.clips, label_set(args.labels))}
+    rows = read_jsonl(args.targets, ["clip_id", "prompt", "target"])
+    if missing := [row["clip_id"] for row in rows if row["clip_id"] not in clips]:
+        raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
+    if args.limit:
+        rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
+    keys = [key for key in ("clip_id", "prompt", "target", "modalities") if key in rows[0]]
+    dataset = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
+    processor = load_processor(args.model)
+    inputs = OmniInputs(processor, args.media_settings, args.cache_dir)
+
+    # Training
+    model = load_thinker(
+        args.model, dtype=args.dtype, trainable=args.lora_r == 0, attn_implementation=args.attn_implementation
+    )
+    lora = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=LANGUAGE_MODEL_LORA,
+        task_type="CAUSAL_LM",
+    )
+    config.remove_unused_columns = False
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    config.max_length = None  # a cut would fall into the media placeholders
+    config.logging_nan_inf_filter = False
+    trainer = OmniSFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        data_collator=TargetCollator(inputs, clips),
+        processing_class=processor,
+        peft_config=lora if args.lora_r else None,
+        callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+
+    # Save
+    if args.lora_r:
+        trainer.save_model(config.output_dir)
+    elif trainer.is_world_process_zero():
+        write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), processor, Path(config.output_dir) / "model")
+    trainer.save_state()
+    finish(config.output_dir, {"train_loss": result.training_loss, "steps": result.global_step, "rows": len(rows)})
+    if trainer.is_world_process_zero():
+        seconds = result.metrics["train_runtime"]
+        print(
+            f"sft: loss {result.training_loss:.3f} over {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}"
+        )
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
