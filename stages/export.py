@@ -1,0 +1,31 @@
+"""Stage 6, export: merge the adapter and write a checkpoint that vLLM and transformers load.
+
+    python stages/export.py --model runs/demo/grpo/migr --out runs/demo/export/migr
+
+`--model` is an adapter folder of sft.py or grpo.py (its base is read from it) or a whole model. The thinker's weights
+stand under `thinker.`, as in the real repository; talker weights are left out. An export is written beside its place
+and renamed, so a half-written one is never taken for a whole.
+"""
+
+import argparse
+from pathlib import Path
+
+from migr.errors import exit_on_input_error
+from migr.omni.export import export
+
+
+def main() -> None:
+    """Merge and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="adapter folder or model folder")
+    parser.add_argument("--adapter", type=Path, help="adapter to merge into --model, if that is a whole model")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the checkpoint")
+    args = parser.parse_args()
+    out = export(args.model, args.out, adapter=args.adapter)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
+    print(f"export: {args.model} merged, {size:.1f} MiB -> {out}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

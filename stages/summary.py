@@ -1,0 +1,164 @@
+"""Put the runs of the demo and of the experiment together: `results.json`, one page, the results table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import tally
+from eval.report import percent, print_table, write_report
+from migr.emotions import label_set
+from migr.reasoning import parse
+from migr.records import atomic, read_json, read_jsonl, write_json
+from migr.sources.wording import CUES
+
+KEYS = ("war", "uar", "inconsistent_among_correct", "inconsistent_among_all", "epc", "starts_with_dominant")
+
+
+def segment_truth(run: Path, variant: str) -> dict[str, Any]:
+    """How often a segment about the dominant modality speaks of the emotion that this modality shows.
+
+    Only the planted benchmark knows what a modality shows. A segment counts by the majority of its cue phrases (in the
+    train wording, which is the models'); a segment without cues is untrue. Ours; it guards against a model that earns
+    consistency by inventing evidence for its answer.
+
+    Returns:
+        `segment_truth` (a fraction) and `segment_truth_n`, the number of segments.
+    """
+    clips = {row["clip_id"]: row["planted"] for row in read_jsonl(run / "clips" / "clips.jsonl")}
+    phrases = {m: {e: [p for cue in c for p in cue[0]] for e, c in table.items()} for m, table in CUES.items()}
+    true = total = 0
+    for row in read_jsonl(run / "eval" / variant / "predictions.jsonl"):
+        truth = clips[row["clip_id"]]
+        reasoning = parse(row["response"]).reasoning
+        for modality, text in reasoning.segments if reasoning else ():
+            if modality != truth["dominant"]:
+                continue
+            found = {e: sum(phrase in text for phrase in known) for e, known in phrases[modality].items()}
+            best = max(found, key=lambda emotion: found[emotion])
+            total += 1
+            true += found[best] > 0 and best == truth["shown"][modality]
+    return {"segment_truth": true / total if total else None, "segment_truth_n": total}
+
+
+def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
+    """Write `results.json` and `report.html` of one run; returns the results."""
+    metrics = {}
+    for variant in variants:
+        figures = {**read_json(run / "eval" / variant / "metrics.json"), **segment_truth(run, variant)}
+        metrics[variant] = figures
+    importance = read_json(run / "importance" / "summary.json")
+    judges = read_json(run / "judge" / "accuracy.json")
+    seconds = read_json(run / "seconds.json")
+    results = {"variants": metrics, "importance": importance, "judges": judges, "seconds": seconds}
+    write_json(run / "results.json", results)
+    examples = {}
+    for variant in variants:
+        path, labels = run / "eval" / variant / "predictions.jsonl", label_set("dfew")
+        table = tally.read_predictions(path, labels)
+        tally.read_judgements(path.with_name("judgements.jsonl"), labels, table)
+        tally.add_dominants(table, tally.read_dominants(run / "importance" / "importance.jsonl"))
+        examples[variant] = tally.examples(path, table, labels)
+    curve = plot_training(run, variants)
+    gates = [("Modality importance", [run / "importance" / "gates.png"]), ("Consistency during GRPO", [curve])]
+    write_report(
+        run / "report.html",
+        metrics,
+        examples,
+        gates,
+        title="Does the explanation support the answer?",
+        intro="The planted benchmark: clips made by the project, one modality carries the emotion, the other misleads. "
+        "baseline: video-first SFT, GRPO with accuracy and format. migr: dominant-first SFT, GRPO with all rewards.",
+    )
+    return results
+
+
+def plot_training(run: Path, variants: Sequence[str]) -> Path:
+    """Plot the rewards' means and the inconsistency of sampled reasoning over the steps of GRPO."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = {
+        "rewards/accuracy/mean": "accuracy",
+        "rewards/consistency/mean": "consistency",
+        "rewards/grounding/mean": "grounding",
+        "inconsistent_among_correct": "inconsistent among correct",
+    }
+    figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants), 3.4), sharey=True, squeeze=False)
+    for axis, variant in zip(axes[0], variants, strict=True):
+        history = read_json(run / "grpo" / variant / "trainer_state.json")["log_history"]
+        for key, name in names.items():
+            points = [(row["step"], row[key]) for row in history if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name)
+        axis.set(title=variant, xlabel="GRPO step", ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylabel("mean over sampled responses")
+    figure.tight_layout()
+    path = run / "grpo" / "curves.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def show(run: Path, seconds: float) -> None:
+    """Print the table, the reliability of what it rests on, the time and the page's path."""
+    results = read_json(run / "results.json")
+    print()
+    print_table(results["variants"])
+    for name, figures in results["variants"].items():
+        truth = percent(figures["segment_truth"])
+        print(f"{name}: {truth} of {figures['segment_truth_n']} segments on the dominant modality say what it shows")
+    importance = results["importance"]
+    print(f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips")
+    for name, row in results["judges"].items():
+        print(f"judge {name} agrees with {percent(row['accuracy'])} of {row['n']} labelled texts")
+    print(f"{seconds:.0f} s in all; the page: {run / 'report.html'}")
+
+
+def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> None:
+    """Write the table of the experiment: each seed, the mean over seeds, and the pooled interval of the headline."""
+    results = [read_json(run / "results.json") for run in runs]
+    lines = [
+        "# Results on the planted benchmark",
+        "",
+        "Made by `make experiment`; every figure comes from the `results.json` of a seed's run. Rates in percent, with "
+        "95 % bootstrap intervals over the test clips of that seed; the last rows are means over the seeds.",
+        "",
+        "| seed | variant | WAR | UAR | inconsistent among correct | among all | EPC | dominant first | segment truth |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for seed, result in enumerate(results):
+        for variant in variants:
+            lines.append(f"| {seed} | {variant} | {_cells(result['variants'][variant])} |")
+    for variant in variants:
+        means = {
+            key: float(np.mean([r["variants"][variant][key] for r in results])) for key in (*KEYS, "segment_truth")
+        }
+        lines.append(f"| mean | **{variant}** | {_cells(means)} |")
+    lines += ["", "## What the figures rest on", ""]
+    lines += ["| seed | dominant modality right | judge | its accuracy |", "|---|---|---|---|"]
+    for seed, result in enumerate(results):
+        right = percent(result["importance"]["accuracy"])
+        for name, row in result["judges"].items():
+            lines.append(f"| {seed} | {right} | {name} | {percent(row['accuracy'])} of {row['n']} |")
+    notes = out.with_name("results_notes.md")
+    if notes.exists():
+        lines += ["", notes.read_text(encoding="utf-8").rstrip()]
+    with atomic(out) as file:
+        file.write("\n".join(lines) + "\n")
+    print(f"experiment: {len(runs)} seeds, {len(variants)} variants -> {out}")
+
+
+def _cells(figures: Mapping[str, Any]) -> str:
+    cells = []
+    for key in (*KEYS, "segment_truth"):
+        cell = percent(figures[key])
+        if interval := figures.get(f"{key}_ci95"):
+            cell += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        cells.append(cell)
+    return " | ".join(cells)
