@@ -38,7 +38,8 @@ class Judge(Protocol):
         ...
 
 
-# Cue words by emotion family (first name of the family in DFEW's words). Ours; general descriptions of faces and voices.
+# Cue words by emotion (in DFEW's words). Ours, for descriptions of faces and voices; they cover the planted benchmark's
+# train wording, so that a gold target scores 1, and not its test wording.
 CUE_WORDS = {
     "happy": """
         smile smiles smiling grin grinning laugh laughs laughing crinkled sparkling twinkling relaxed loose upturned

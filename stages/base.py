@@ -4,8 +4,8 @@
 
 Writes a model folder in the layout of the real repository and two sets of targets for `stages/sft.py` with `lora_r: 0`:
 `perceive.jsonl` (name the emotion of the face, of the voice, of the clip, in one word) and `describe.jsonl` (describe
-one modality; answer directly). A real MLLM knows all this; without it there is no effect to study, because the answer
-can only copy the text. With your own Qwen2.5-Omni, skip this stage.
+one modality; answer directly; put given text into the tags). A real MLLM knows all this; without it there is no effect
+to study, because the answer can only copy the text. With your own Qwen2.5-Omni, skip this stage.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from migr.emotions import DFEW
 from migr.errors import exit_on_input_error
-from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME, question
+from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, FORMAT, NAME, question
 from migr.omni.tiny import build_tiny
 from migr.reasoning import render
 from migr.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
@@ -32,13 +32,25 @@ def arguments() -> argparse.Namespace:
 
 def texts() -> list[str]:
     """What the benchmark can say, for the tokenizer: on too little text, samples come out four times as long."""
-    prompts = [question(DFEW), ANSWER_DIRECTLY, *DESCRIBE.values(), *NAME.values()] * 200
+    prompts = [question(DFEW), ANSWER_DIRECTLY, FORMAT, *DESCRIBE.values(), *NAME.values()] * 200
     rows = [planted.spec(7, split, index) for split in ("train", "test") for index in range(1500)]
     targets = [
         render(r["segments"], r["conclusion"], r["label"], random.Random(i).sample(["video", "audio"], 2))
         for i, r in enumerate(rows)
     ]
     return [*prompts, *targets, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+
+
+def format_task(reasoning: list[Row], rng: random.Random) -> Row:
+    """Put given pieces into the tags, in the given order: what any language model can do.
+
+    The pieces come from different clips, so that nothing about reasoning and answers is learned from them.
+    """
+    order = rng.sample(["video", "audio"], 2)
+    pieces = {modality: rng.choice(reasoning)["segments"][modality] for modality in order}
+    conclusion, answer = rng.choice(reasoning)["conclusion"], rng.choice(DFEW)
+    prompt = FORMAT.format(pieces=" ".join(pieces.values()), conclusion=conclusion, answer=answer)
+    return {"prompt": prompt, "target": render(pieces, conclusion, answer, order)}
 
 
 def main() -> None:
@@ -71,6 +83,9 @@ def main() -> None:
                 perceive.append({**common, "prompt": NAME[modality], "target": clip["label"], "modalities": shown})
         perceive.append(direct)
         describe.append(direct)
+        describe.append(
+            {**common, **format_task(reasoning, random.Random(f"format {args.seed} {i}")), "modalities": []}
+        )
 
     # Save
     write_jsonl(args.out / "perceive.jsonl", perceive)

@@ -1,4 +1,4 @@
-"""Stage 5, GRPO: reward accuracy, format, consistency of reasoning and answer, and grounding in the dominant modality.
+r"""Stage 5, GRPO: reward accuracy, format, consistency of reasoning and answer, and grounding in the dominant modality.
 
     accelerate launch stages/grpo.py                                             (the demo's data; makes what it lacks)
     accelerate launch stages/grpo.py --config configs/demo/grpo.yaml --model MODEL --adapter runs/my_sft \
@@ -20,6 +20,8 @@ from migr.training.arguments import OmniArguments, parse
 class GRPOArguments(OmniArguments):
     """What GRPO reads beside TRL's GRPOConfig."""
 
+    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to continue from (a folder of sft.py)"})
+    split: str = field(default="train", metadata={"help": "split of the clips to train on"})
     importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
     judge: str = field(default="lexicon", metadata={"help": "judge of the consistency reward: lexicon, or a folder"})
     rewards: list[str] = field(
@@ -38,10 +40,12 @@ def main() -> None:
         from stages import demo
 
         argv = demo.arguments_of("grpo", demo.make("sft"))
-    args, config = parse([GRPOArguments, GRPOConfig], argv)
+    args, config = parse([GRPOArguments, GRPOConfig], argv, __doc__)
     args.require("model", "clips", *(["adapter"] if args.adapter else []))
-    if "grounding" in args.rewards:
+    if args.importance or "grounding" in args.rewards:
         args.require("importance")
+    if not args.adapter and not args.lora_r:
+        raise InputError("GRPO trains an adapter: give --adapter (a folder of stages/sft.py) or a --lora_r above 0")
     if config.reward_weights is not None and len(config.reward_weights) != len(args.rewards):
         raise InputError(f"{len(config.reward_weights)} reward_weights for {len(args.rewards)} rewards: {args.rewards}")
     if config.num_iterations != 1 or config.steps_per_generation != config.gradient_accumulation_steps:
@@ -64,6 +68,7 @@ def main() -> None:
     from migr.records import read_jsonl
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
+    from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards
 
@@ -79,6 +84,8 @@ def main() -> None:
     clips = [clip for clip in read_clips(args.clips, labels, split=args.split) if clip.label is not None]
     if args.limit:
         clips = random.Random(config.seed).sample(clips, min(args.limit, len(clips)))
+    if len(clips) < (prompts := config.generation_batch_size // config.num_generations):
+        raise InputError(f"{args.clips}: {len(clips)} labelled clips, fewer than the {prompts} that make one batch")
     weights: dict[str, dict[str, float]] = {}
     if args.importance:
         table = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")
@@ -96,6 +103,7 @@ def main() -> None:
     dataset = Dataset.from_dict(columns)
     processor = load_processor(args.model)
     inputs = OmniInputs(processor, args.media_settings, args.cache_dir)
+    read_all(inputs, clips)
 
     # Training
     model = load_thinker(

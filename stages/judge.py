@@ -12,8 +12,8 @@ from pathlib import Path
 
 from migr.emotions import label_set
 from migr.errors import InputError, exit_on_input_error
-from migr.judge import fit_classifier, open_judge
-from migr.records import read_jsonl, write_json
+from migr.judge import Judge, fit_classifier, open_judge
+from migr.records import Row, read_jsonl, write_json
 
 
 def arguments() -> argparse.Namespace:
@@ -24,6 +24,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--out", type=Path, required=True, help="folder for the judge and accuracy.json")
     return parser.parse_args()
+
+
+def agreement(judge: Judge, rows: list[Row]) -> Row:
+    """How often a judge names the emotion of labelled texts; a failed judgement is not right."""
+    found = [judgement.emotion for judgement in judge.judge([row["text"] for row in rows])]
+    right = sum(emotion == row["emotion"] for emotion, row in zip(found, rows, strict=True))
+    return {"accuracy": right / len(rows), "n": len(rows), "failed": found.count(None)}
 
 
 def main() -> None:
@@ -44,21 +51,23 @@ def main() -> None:
         raise InputError(f"{args.check}: {len(overlap)} texts also stand in {args.fit}: the measure would flatter")
 
     # Run
+    lexicon = open_judge("lexicon", labels)
     fitted = fit_classifier(
         [r["text"] for r in sets[args.fit]], [r["emotion"] for r in sets[args.fit]], labels, args.out
     )
-    truth = [row["emotion"] for row in sets[args.check]]
-    accuracy = {}
-    for judge in (fitted, open_judge("lexicon", labels)):
-        judgements = judge.judge([row["text"] for row in sets[args.check]])
-        right = sum(judgement.emotion == emotion for judgement, emotion in zip(judgements, truth, strict=True))
-        failed = sum(judgement.emotion is None for judgement in judgements)
-        accuracy[judge.name] = {"accuracy": right / len(truth), "n": len(truth), "failed": failed}
+    accuracy = {
+        fitted.name: agreement(fitted, sets[args.check]),
+        lexicon.name: {
+            **agreement(lexicon, sets[args.check]),
+            "on_fit": agreement(lexicon, sets[args.fit]),  # which it was not fitted on either
+        },
+    }
 
     # Save
     write_json(args.out / "accuracy.json", accuracy)
     for name, row in accuracy.items():
-        print(f"judge: {name} agrees with {row['accuracy']:.1%} of {row['n']} labelled texts ({row['failed']} failed)")
+        other = f"; {row['on_fit']['accuracy']:.1%} of those that the other was fitted on" if "on_fit" in row else ""
+        print(f"judge: {name} agrees with {row['accuracy']:.1%} of {row['n']} labelled texts{other}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 4, SFT: fine-tune the thinker on ordered targets, with LoRA on the language model.
+r"""Stage 4, SFT: fine-tune the thinker on ordered targets, with LoRA on the language model.
 
     accelerate launch stages/sft.py                                              (the demo's data; makes what it lacks)
     accelerate launch stages/sft.py --config configs/demo/sft.yaml --model MODEL --clips clips.jsonl \
@@ -34,7 +34,7 @@ def main() -> None:
         from stages import demo
 
         argv = demo.arguments_of("sft", demo.make("targets"))
-    args, config = parse([SFTArguments, SFTConfig], argv)
+    args, config = parse([SFTArguments, SFTConfig], argv, __doc__)
     args.require("model", "clips", "targets")
 
     import random
@@ -49,6 +49,7 @@ def main() -> None:
     from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker
     from migr.records import read_jsonl
     from migr.training.guards import StopOnNonFiniteGradient
+    from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from migr.training.sft import OmniSFTTrainer, TargetCollator
 
@@ -61,14 +62,17 @@ def main() -> None:
     # Data
     clips = {clip.clip_id: clip for clip in read_clips(args.clips, label_set(args.labels))}
     rows = read_jsonl(args.targets, ["clip_id", "prompt", "target"])
+    if not rows:
+        raise InputError(f"{args.targets}: no targets in it")
     if missing := [row["clip_id"] for row in rows if row["clip_id"] not in clips]:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
-    keys = [key for key in ("clip_id", "prompt", "target", "modalities") if key in rows[0]]
-    dataset = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
+    keys = ("clip_id", "prompt", "target", "modalities")
+    dataset = Dataset.from_list([{key: row.get(key) for key in keys} for row in rows])
     processor = load_processor(args.model)
     inputs = OmniInputs(processor, args.media_settings, args.cache_dir)
+    read_all(inputs, [clips[clip_id] for clip_id in dict.fromkeys(row["clip_id"] for row in rows)])
 
     # Training
     model = load_thinker(
@@ -104,10 +108,8 @@ def main() -> None:
     trainer.save_state()
     finish(config.output_dir, {"train_loss": result.training_loss, "steps": result.global_step, "rows": len(rows)})
     if trainer.is_world_process_zero():
-        seconds = result.metrics["train_runtime"]
-        print(
-            f"sft: loss {result.training_loss:.3f} over {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}"
-        )
+        effort = f"{result.global_step} steps, {result.metrics['train_runtime']:.0f} s"
+        print(f"sft: loss {result.training_loss:.3f}, {effort} -> {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
     for variant in variants:
         figures = {**read_json(run / "eval" / variant / "metrics.json"), **segment_truth(run, variant)}
         metrics[variant] = figures
-    importance = read_json(run / "importance" / "summary.json")
+    scored = read_json(run / "importance" / "summary.json")["splits"]["test"]
+    importance = {"accuracy": scored["dominant_accuracy"]["attribution"], **scored}
     judges = read_json(run / "judge" / "accuracy.json")
     seconds = read_json(run / "seconds.json")
     results = {"variants": metrics, "importance": importance, "judges": judges, "seconds": seconds}
@@ -114,7 +115,10 @@ def show(run: Path, seconds: float) -> None:
         truth = percent(figures["segment_truth"])
         print(f"{name}: {truth} of {figures['segment_truth_n']} segments on the dominant modality say what it shows")
     importance = results["importance"]
-    print(f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips")
+    others = ", ".join(f"{name.replace('_', ' ')} {percent(x)}" for name, x in importance["dominant_accuracy"].items())
+    print(
+        f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips ({others})"
+    )
     for name, row in results["judges"].items():
         print(f"judge {name} agrees with {percent(row['accuracy'])} of {row['n']} labelled texts")
     print(f"{seconds:.0f} s in all; the page: {run / 'report.html'}")
@@ -129,7 +133,7 @@ def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> N
         "Made by `make experiment`; every figure comes from the `results.json` of a seed's run. Rates in percent, with "
         "95 % bootstrap intervals over the test clips of that seed; the last rows are means over the seeds.",
         "",
-        "| seed | variant | WAR | UAR | inconsistent among correct | among all | EPC | dominant first | segment truth |",
+        "| seed | variant | WAR | UAR | inconsistent, correct | (of all) | EPC | dominant first | segment truth |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for seed, result in enumerate(results):

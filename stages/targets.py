@@ -1,4 +1,4 @@
-"""Stage 3, targets: put the segments of each clip's reasoning in order and write what SFT learns.
+r"""Stage 3, targets: put the segments of each clip's reasoning in order and write what SFT learns.
 
     python stages/targets.py --clips runs/demo/clips/clips.jsonl --reasoning runs/demo/clips/reasoning.jsonl \
         --importance runs/demo/importance/importance.jsonl --order dominant-first --out runs/demo/targets.jsonl

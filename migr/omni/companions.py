@@ -65,7 +65,6 @@ def _loads(name: str) -> bool:
 
 def _quiet() -> None:
     """Hide messages that a user can do nothing about. Whoever wants them sets the variable."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's note on memory nodes
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent anywhere
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork

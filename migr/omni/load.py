@@ -136,7 +136,8 @@ def media_token_ids(processor: Qwen2_5OmniProcessor) -> list[int]:
 def check_model(path: str | Path) -> str:
     """Return the name to load from, or raise InputError if it is no Qwen2.5-Omni model. Reads the config only."""
     name = str(path)
-    if not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    # a misspelled `runs/base` is no name on the Hub: nobody is asked for it
+    if not Path(name).is_dir() and (Path(name).parent.is_dir() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
         raise InputError(f"{path}: no such folder")
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{path}: this is an adapter; give its base model, or run stages/export.py first")

@@ -1,10 +1,12 @@
 """What the training stages read beside TRL's own configuration."""
 
+import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -18,9 +20,7 @@ class OmniArguments:
     """The model, the clips, how media are read, and what is adapted."""
 
     model: str = field(default="", metadata={"help": "folder (or name) of a Qwen2.5-Omni model"})
-    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to continue from (a folder of sft.py)"})
     clips: str = field(default="", metadata={"help": "clips.jsonl of stages/data.py"})
-    split: str = field(default="train", metadata={"help": "split of the clips to train on"})
     labels: str = field(default="dfew", metadata={"help": "dfew, mafw, or a file with one label a line"})
     cache_dir: str | None = field(
         default=None, metadata={"help": "where processed media are kept (shared by all stages)"}
@@ -61,20 +61,72 @@ class OmniArguments:
                 raise InputError(f"--{name} {value}: no such file or folder")
 
 
-def parse(types: Sequence[Any], argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse(types: Sequence[Any], argv: list[str] | None = None, description: str | None = None) -> tuple[Any, ...]:
     """Parse command line and `--config` YAML into dataclasses; the command line wins, an unknown key is an error.
 
     Args:
         types: Dataclasses, ours first, then TRL's config.
         argv: Arguments; `sys.argv[1:]` if None.
+        description: What `--help` says first.
 
     Raises:
-        InputError: A key that no dataclass has, a value of the wrong type, a YAML that cannot be read.
+        InputError: A key or flag that no dataclass has, a value of the wrong type, a YAML that cannot be read.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    # TRL knows `--config FILE` alone, and the first one
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
+        raise InputError("--config: give the path of one YAML file")
+    parser = _parser(types, description)
+    try:
+        return tuple(parser.parse_args_and_config(argv))
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"configuration: {' '.join(str(error).split())}") from None
+
+
+def _parser(types: Sequence[Any], description: str | None) -> Any:
+    """TRL's parser, with every mistake as one line, a hint at the key that was meant, and a short usage."""
     from trl import TrlParser
 
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        return tuple(TrlParser(list(types)).parse_args_and_config(argv, fail_with_unknown_args=True))
-    except (ValueError, TypeError, FileNotFoundError, yaml.YAMLError) as error:
-        raise InputError(f"configuration: {' '.join(str(error).split())}") from None
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message} (--help lists the flags)")
+
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # no subparsers, so called once
+            found, unknown = super().parse_known_args(args, namespace)
+            if flags := [part for part in unknown if part.startswith("-")] or unknown:
+                raise InputError(f"unknown flag {flags[0]!r}{self.hint(flags[0])}")
+            return found, unknown
+
+        def set_defaults_with_config(self, **config: Any) -> list[str]:
+            actions = {action.dest: action for action in self._actions}
+            for key, value in config.items():
+                if key not in actions:
+                    raise InputError(f"--config: unknown key {key!r}{self.hint(key)}")
+                if actions[key].nargs == "+" and isinstance(value, str):
+                    config[key] = [value]  # `rewards: format` is a list of one
+                elif actions[key].type is int and isinstance(value, bool | float):
+                    config[key] = str(value)  # argparse checks the type of strings alone
+            return super().set_defaults_with_config(**config)
+
+        def hint(self, name: str) -> str:
+            known = [action.dest for action in self._actions]
+            near = difflib.get_close_matches(name.lstrip("-").partition("=")[0].replace("-", "_"), known, 1)
+            return f", did you mean {near[0]!r}?" if near else ""
+
+    parser = Parser(
+        list(types),
+        description=description,
+        usage="%(prog)s [--config YAML] [--field value ...]",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    # `--config` itself is taken out by TRL before argparse sees it; here only for --help
+    parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file with any of these fields")
+    return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass

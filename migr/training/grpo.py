@@ -4,7 +4,8 @@ TRL 1.16 carries images only: with video or audio in the prompt its generation w
 not, without an error. Rows here carry the number of their clip; the methods below look the features up by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +15,28 @@ from trl.trainer.utils import RepeatSampler
 from migr.clips import Clip
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
-from migr.training.guards import check_loss
+from migr.training.guards import NonFiniteError, check_loss
 from migr.training.sft import IGNORED
 
 
 class EpochRepeatSampler(RepeatSampler):
-    """TRL's sampler with `set_epoch`: without it a run that is resumed past epoch 0 replays epoch 0's order."""
+    """TRL's sampler with an order that the epoch decides: else a run resumed past epoch 0 replays epoch 0's order.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of every epoch, resumed or not."""
-        self.generator.manual_seed((self.seed or 0) + epoch)
+    It asks for the epoch itself: accelerate's `set_epoch` gets lost on a resumed run of several processes.
+
+    Args:
+        epoch: Says which epoch begins.
+        **kwargs: As for RepeatSampler.
+    """
+
+    def __init__(self, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch())
+        return super().__iter__()
 
 
 class OmniGRPOTrainer(GRPOTrainer):
@@ -44,13 +57,21 @@ class OmniGRPOTrainer(GRPOTrainer):
         args: Any = self.args
         source: Any = dataset if dataset is not None else self.train_dataset
         return EpochRepeatSampler(
+            epoch=lambda: int(self.state.epoch or 0),
             data_source=source,
-            mini_repeat_count=int(self.num_generations),
-            batch_size=args.generation_batch_size // self.num_generations,
+            mini_repeat_count=args.num_generations,
+            batch_size=args.generation_batch_size // args.num_generations,
             repeat_count=self.num_iterations * args.steps_per_generation,
             shuffle=bool(self.shuffle_dataset),
             seed=args.seed,
         )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (Path(resume_from_checkpoint) / "ref").is_dir():
+            # transformers restores the adapters in sub-folders alone, not the trained one beside the reference
+            trained: Any = model or self.model
+            trained.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
     def _media(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         media = self.omni.collate([self.omni.features(self.clips[row]) for row in rows])
@@ -69,6 +90,17 @@ class OmniGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         output["clip"] = torch.tensor(self._rows, device=self.accelerator.device)
         return output
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        except RuntimeError as error:
+            if "nan" not in str(error):
+                raise
+            raise NonFiniteError(
+                f"sampling met logits that are not finite at step {self.state.global_step}; "
+                f"clips of the batch: {', '.join(self.clips[row].clip_id for row in self._rows)}"
+            ) from error
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._rows = inputs["clip"].tolist()

@@ -61,7 +61,7 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
     state = PartialState()
     recorded = folder / "run.json"
     if recorded.exists() and read_json(recorded)["digest"] != key:
-        if not overwrite:
+        if not overwrite and ((folder / "done.json").exists() or last_complete(folder)):
             raise InputError(
                 f"{folder} holds a run of another configuration: give another --output_dir, or --overwrite true"
             )

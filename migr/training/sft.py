@@ -29,7 +29,8 @@ class TargetCollator:
     def encode(self, row: Row) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
         """One row's media features, prompt ids and target ids (closed by the end-of-turn token)."""
         clip = self.clips[row["clip_id"]]
-        shown = tuple(row.get("modalities") or clip.modalities)
+        modalities = row.get("modalities")
+        shown = clip.modalities if modalities is None else tuple(modalities)  # an empty list shows text alone
         features = self.inputs.features(clip, shown)
         prompt = render_prompt(self.inputs.processor, row["prompt"], "video" in shown, "audio" in shown)
         target = self.tokenizer(row["target"], add_special_tokens=False).input_ids

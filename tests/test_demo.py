@@ -1,0 +1,58 @@
+"""The whole job on a handful of clips, with every real part: TRL, PEFT, vLLM. The figures mean nothing here."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METRICS = {"n", "war", "uar", "cells", "inconsistent_among_correct", "inconsistent_among_all", "eea", "fcr", "epc"}
+
+
+def demo(run: Path, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "stages/demo.py"), "--small", "--run", str(run)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    done = demo(folder / "run", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout
+
+
+def test_it_names_every_stage_and_ends_with_the_table_and_the_page(run):
+    folder, printed = run
+    for stage in ("data", "importance", "targets", "sft", "grpo", "export", "evaluation"):
+        assert f"] {stage}" in printed
+    assert "Inconsistent among correct" in printed and str(folder / "report.html") in printed.replace("\n", "")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "data:image/png;base64," in page
+
+
+def test_results_hold_what_the_contract_says(run):
+    results = json.loads((run[0] / "results.json").read_text())
+    assert set(results["variants"]) == {"baseline", "migr"}
+    for figures in results["variants"].values():
+        assert set(figures) >= METRICS and figures["n"] == 14
+        judged = sum(figures["cells"].values()) + figures["n_unparseable"]
+        assert judged <= 14
+    assert 0 <= results["importance"]["accuracy"] <= 1
+    assert all(judge["n"] == 700 for judge in results["judges"].values()) and len(results["judges"]) == 2
+    assert {"data", "perceive", "sft/video-first", "grpo/migr", "evaluation/migr"} <= set(results["seconds"])
+
+
+def test_a_rerun_reuses_what_is_there(run, tmp_path):
+    start = time.monotonic()
+    again = demo(run[0], tmp_path)
+    assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
+    assert time.monotonic() - start < 60
+
+
+def test_vllm_made_the_predictions(run):
+    settings = json.loads((run[0] / "eval" / "migr" / "metrics.json").read_text())["settings"]
+    assert settings["engine"] == "vllm"
