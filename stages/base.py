@@ -3,7 +3,7 @@
     python stages/base.py --data runs/demo/clips --out runs/demo/base
 
 Writes a model folder in the layout of the real repository and two sets of targets for `stages/sft.py` with `lora_r: 0`:
-`perceive.jsonl` (name the emotion of the face, of the voice, of the clip, in one word) and `describe.jsonl` (describe
+`perceive.jsonl` (name the emotion of the face, of the voice, of the clip) and `describe.jsonl` (describe
 one modality; answer directly; put given text into the tags). A real MLLM knows all this; without it there is no effect
 to study, because the answer can only copy the text. With your own Qwen2.5-Omni, skip this stage.
 """
@@ -73,19 +73,19 @@ def main() -> None:
     describe: list[Row] = []
     for i, row in enumerate(reasoning):
         clip = clips[row["clip_id"]]
-        both, clear = ["video", "audio"], clip["planted"]["dominant"]
-        common = {"clip_id": row["clip_id"], "order": [], "label": clip["label"]}
-        direct = {**common, "prompt": ANSWER_DIRECTLY, "target": clip["label"], "modalities": both}
-        for modality, text in row["segments"].items():
-            shown = [modality] if i % 2 else both  # alone, and beside the other
-            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": shown})
-            if modality == clear:
-                perceive.append({**common, "prompt": NAME[modality], "target": clip["label"], "modalities": shown})
+        both, clear, label = ["video", "audio"], clip["planted"]["dominant"], clip["label"]
+        common = {"clip_id": row["clip_id"], "order": [], "label": label}
+        shown = [clear] if i % 2 else both  # alone, and beside the other
+        answer = f"<answer>{label}</answer>"
+        direct = {**common, "prompt": ANSWER_DIRECTLY, "target": answer, "modalities": both}
+        perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": shown})
         perceive.append(direct)
+        for modality, text in row["segments"].items():
+            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": both})
         describe.append(direct)
-        describe.append(
-            {**common, **format_task(reasoning, random.Random(f"format {args.seed} {i}")), "modalities": []}
-        )
+        if i % 2:
+            task = format_task(reasoning, random.Random(f"format {args.seed} {i}"))
+            describe.append({**common, **task, "modalities": []})
 
     # Save
     write_jsonl(args.out / "perceive.jsonl", perceive)

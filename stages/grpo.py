@@ -141,7 +141,7 @@ def main() -> None:
     # Save
     trainer.save_model(config.output_dir)
     trainer.save_state()
-    finish(config.output_dir, {"train_loss": result.training_loss, "steps": result.global_step, "clips": len(clips)})
+    finish(config.output_dir, {"steps": result.global_step, "clips": len(clips)})
     if trainer.is_world_process_zero():
         seconds = result.metrics["train_runtime"]
         print(f"grpo: {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}")

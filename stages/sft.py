@@ -106,10 +106,12 @@ def main() -> None:
     elif trainer.is_world_process_zero():
         write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), processor, Path(config.output_dir) / "model")
     trainer.save_state()
-    finish(config.output_dir, {"train_loss": result.training_loss, "steps": result.global_step, "rows": len(rows)})
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    loss = logged[-1] if logged else result.training_loss  # the trainer's own mean is wrong in a resumed run
+    finish(config.output_dir, {"loss": loss, "steps": result.global_step, "rows": len(rows)})
     if trainer.is_world_process_zero():
         effort = f"{result.global_step} steps, {result.metrics['train_runtime']:.0f} s"
-        print(f"sft: loss {result.training_loss:.3f}, {effort} -> {config.output_dir}")
+        print(f"sft: loss {loss:.3f}, {effort} -> {config.output_dir}")
 
 
 if __name__ == "__main__":

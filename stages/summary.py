@@ -116,9 +116,8 @@ def show(run: Path, seconds: float) -> None:
         print(f"{name}: {truth} of {figures['segment_truth_n']} segments on the dominant modality say what it shows")
     importance = results["importance"]
     others = ", ".join(f"{name.replace('_', ' ')} {percent(x)}" for name, x in importance["dominant_accuracy"].items())
-    print(
-        f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips ({others})"
-    )
+    print(f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips")
+    print(f"  ({others})")
     for name, row in results["judges"].items():
         print(f"judge {name} agrees with {percent(row['accuracy'])} of {row['n']} labelled texts")
     print(f"{seconds:.0f} s in all; the page: {run / 'report.html'}")

@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
         "--reasoning", type=Path, required=True, help="reasoning.jsonl: segments and conclusion of clips"
     )
     parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first")
-    parser.add_argument("--order", choices=ORDERS, default="dominant-first", help="which segment comes first")
+    parser.add_argument("--order", default="dominant-first", help=f"which segment comes first: {', '.join(ORDERS)}")
     parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--split", default="train", help="split of the clips to write targets for")
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
@@ -49,6 +49,8 @@ def main() -> None:
     # Config
     args = arguments()
     labels = label_set(args.labels)
+    if args.order not in ORDERS:
+        raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
     if args.order == "dominant-first" and args.importance is None:
         raise InputError("--order dominant-first needs --importance (importance.jsonl of stages/importance.py)")
 
@@ -58,6 +60,10 @@ def main() -> None:
     weights: dict[str, dict[str, float]] = {}
     if args.importance:
         rows = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")
+        for row in rows:
+            values = row["importance"]
+            if not isinstance(values, dict) or not all(isinstance(weight, int | float) for weight in values.values()):
+                raise InputError(f"{args.importance}: clip {row['clip_id']}: importance must be {{modality: number}}")
         weights = {row["clip_id"]: row["importance"] for row in rows}
 
     # Run
@@ -69,6 +75,11 @@ def main() -> None:
         if clip.label is None:
             raise InputError(f"{args.clips}: clip {clip.clip_id} has no label, which a target needs")
         row = reasoning[clip.clip_id]
+        texts = row["segments"].values() if isinstance(row["segments"], dict) else [None]
+        if not all(isinstance(text, str) for text in (*texts, row.get("conclusion", ""))):
+            raise InputError(
+                f"{args.reasoning}: clip {clip.clip_id}: segments must be {{modality: text}}, conclusion a text"
+            )
         order = order_of(clip, row["segments"], args.order, weights.get(clip.clip_id))
         try:
             target = render(row["segments"], row.get("conclusion", ""), clip.label, order)

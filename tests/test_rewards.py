@@ -47,7 +47,7 @@ def test_empty_duplicated_nested_and_all_labels_answers_score_zero(answer):
 
 
 def test_a_right_answer_with_the_reasoning_of_another_emotion_is_not_consistent():
-    text = "<think><audio>A singing tone and a bouncing rhythm.</audio><video>A smile.</video></think><answer>angry</answer>"
+    text = "<think><audio>A singing tone and a bouncing rhythm.</audio></think><answer>angry</answer>"
     assert score(text)["accuracy"] == 1.0 and score(text)["consistency"] == 0.0
 
 
@@ -91,7 +91,7 @@ def test_a_megabyte_scores_in_linear_time(unit):
 
 def test_rewards_can_be_pickled_and_an_unknown_one_is_named():
     assert [f.__name__ for f in FUNCTIONS] == ["format_reward", "accuracy", "consistency", "grounding_reward"]
-    pickle.loads(pickle.dumps(FUNCTIONS))
+    pickle.loads(pickle.dumps(FUNCTIONS))  # noqa: S301  (our own bytes)
     with pytest.raises(InputError, match="speling"):
         make_rewards(["speling"], LABELS, LexiconJudge(LABELS))
 

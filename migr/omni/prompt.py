@@ -10,9 +10,12 @@ QUESTION = (
 )
 # What a model must be able to do before it can reason: tell what one modality shows, and name the emotion at once.
 DESCRIBE = {"video": "Describe what the face shows.", "audio": "Describe how the voice sounds."}
-NAME = {"video": "Which emotion does the face show?", "audio": "Which emotion does the voice carry?"}
+NAME = {
+    "video": "Which emotion does the face show?",
+    "audio": "Which emotion does the voice carry?",
+}
 FORMAT = "Put this into think, video, audio and answer tags: {pieces} {conclusion} {answer}"
-ANSWER_DIRECTLY = "Which emotion? Answer with one word."
+ANSWER_DIRECTLY = "Which emotion? Answer in <answer></answer>."
 
 
 def question(labels: Iterable[str]) -> str:

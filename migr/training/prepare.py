@@ -18,7 +18,8 @@ def read_all(inputs: OmniInputs, clips: Sequence[Clip]) -> None:
     """
     state = PartialState()
     share = clips[state.process_index :: state.num_processes]
-    for clip in tqdm(share, desc="reading clips", unit="clip", disable=not state.is_main_process, leave=False):
+    hidden = None if state.is_main_process else True  # None: shown on a terminal only
+    for clip in tqdm(share, desc="reading clips", unit="clip", leave=False, disable=hidden):
         if inputs.cache_dir is not None:
             inputs.media(clip)
         else:

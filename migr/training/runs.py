@@ -54,22 +54,22 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
     folder = Path(output_dir)
     config = {}
     for part in configs:
-        values = part.to_dict() if hasattr(part, "to_dict") else dict(vars(part))
+        values = part.to_dict() if hasattr(part, "to_dict") else dict(part if isinstance(part, dict) else vars(part))
         config.update({key: value for key, value in values.items() if key not in _FREE})
     config["inputs"] = {name: digest(Path(name).read_bytes()) for name in inputs}
     key = digest({name: str(value) for name, value in config.items()})
     state = PartialState()
     recorded = folder / "run.json"
-    if recorded.exists() and read_json(recorded)["digest"] != key:
-        if not overwrite and ((folder / "done.json").exists() or last_complete(folder)):
-            raise InputError(
-                f"{folder} holds a run of another configuration: give another --output_dir, or --overwrite true"
-            )
-        state.wait_for_everyone()
-        if state.is_main_process:
-            shutil.rmtree(folder)
+    other = recorded.exists() and read_json(recorded)["digest"] != key
+    # a run that never reached a checkpoint (its input was at fault, say) has nothing to lose
+    if other and not overwrite and ((folder / "done.json").exists() or last_complete(folder)):
+        raise InputError(
+            f"{folder} holds a run of another configuration: give another --output_dir, or --overwrite true"
+        )
     state.wait_for_everyone()
-    if state.is_main_process and not recorded.exists():
+    if state.is_main_process and other and overwrite:
+        shutil.rmtree(folder)
+    if state.is_main_process and (other or not recorded.exists()):
         write_environment(folder)
         write_json(recorded, {"digest": key, "config": {name: str(value) for name, value in config.items()}})
     state.wait_for_everyone()
