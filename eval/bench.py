@@ -2,7 +2,7 @@
 
     python eval/bench.py --model runs/demo/export/migr --clips runs/demo/clips/clips.jsonl --limit 64
 
-Same model, clips, prompt and greedy decoding, in one process; clips are decoded before the clock starts, and each
+Same model, clips, prompt and greedy decoding, in one process. Clips are decoded before the clock starts, and each
 engine answers a few clips first to warm up. Prints seconds, clips a second and the ratios, and on how many clips the greedy
 responses are equal.
 """

@@ -63,7 +63,7 @@ def main() -> None:
     from migr.emotions import label_set
     from migr.judge import open_judge
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker, media_token_ids
+    from migr.omni.load import LANGUAGE_MODEL_LORA, check_adapter, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question
     from migr.records import read_jsonl
     from migr.training.grpo import OmniGRPOTrainer
@@ -74,8 +74,10 @@ def main() -> None:
 
     labels = label_set(args.labels)
     rewards = make_rewards(args.rewards, labels, open_judge(args.judge, labels))
-    inputs_of_run = (args.clips, *([args.importance] if args.importance else []))
-    resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
+    inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
+    if args.adapter:
+        inputs_of_run.append(f"{check_adapter(args.adapter)}/adapter_model.safetensors")
+    resume = begin(config.output_dir, args, config, inputs=tuple(inputs_of_run), overwrite=args.overwrite)
     if resume == "done":
         print(f"grpo: {config.output_dir} is finished already")
         return
