@@ -3,11 +3,10 @@
     python eval/bench.py --model runs/demo/export/migr --clips runs/demo/clips/clips.jsonl --limit 64
 
 Same model, clips, prompt and greedy decoding, in one process. Clips are decoded before the clock starts, and each
-engine answers a few clips first to warm up. Prints seconds, clips a second and the ratios, and on how many clips the greedy
-responses are equal.
+engine answers a few clips first to warm up. Prints seconds, clips a second and the ratios, and on how many clips the
+greedy responses are equal.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from migr.clips import read_clips
 from migr.emotions import label_set
 from migr.engine import Request, open_engine
-from migr.errors import exit_on_input_error
+from migr.errors import Parser, exit_on_input_error
 from migr.media import MediaSettings
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
@@ -42,7 +41,7 @@ def timed(engine: str, size: int, model: Path, requests: Sequence[Request], long
 
 def main() -> None:
     """Decode, then run the engines one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of stages/export.py")
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
     parser.add_argument("--split", default="test", help="split of the clips (default test)")

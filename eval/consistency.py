@@ -14,7 +14,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -22,20 +22,13 @@ from eval import predict, tally
 from eval.metrics import measure, proportion
 from eval.report import percent, print_table, write_report
 from migr.emotions import LabelSet, label_set
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.judge import Judge, open_judge
 from migr.records import iter_jsonl, write_environment, write_json
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag as one line, like every other mistake in the input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--config", type=Path, help="YAML file with these same keys; the command line wins")
     add("--out", type=Path, help="folder for what is written")

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 from migr.emotions import DFEW
-from migr.errors import exit_on_input_error
+from migr.errors import Parser, exit_on_input_error
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, FORMAT, NAME, question
 from migr.omni.tiny import build_tiny
 from migr.reasoning import render
@@ -23,7 +23,7 @@ from migr.sources import planted
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of stages/data.py --source planted")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its targets")
     parser.add_argument("--seed", type=int, default=0, help="draws the weights")

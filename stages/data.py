@@ -11,7 +11,7 @@ judges on. The first is worded like the test clips, the second like the train cl
 import argparse
 from pathlib import Path
 
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.sources import planted
 
@@ -20,7 +20,7 @@ MANIFEST_KEYS = ("clip_id", "label", "split", "planted")
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--source", choices=["planted"], default="planted", help="where clips come from")
     parser.add_argument("--out", type=Path, required=True, help="folder for clips.jsonl and, if made here, the clips")
     parser.add_argument("--seed", type=int, default=0, help="draws everything; the same seed gives the same clips")

@@ -9,7 +9,6 @@ passed over, so a rerun is quick and an interrupted run goes on. `make` brings a
 and `consistency.py` call it when they are started without arguments.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.records import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +115,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         add(f"export/{variant}", out / "config.json", "stages/export.py", model=run / "grpo" / variant, out=out)
     for variant in variants:
         files = {"clips": manifest, "model": run / "export" / variant, "importance": importance}
-        judges = {"judge": judge, "judge_check": check}
+        judges = {"judge": judge, "judge_check": check, "max_new_tokens": 96}
         out = run / "eval" / variant
         add(f"evaluation/{variant}", out / "metrics.json", "eval/consistency.py", **files, **judges, out=out, **media)
     return made
@@ -217,7 +216,7 @@ def arguments_of(stage: str, run: Path) -> list[str]:
 
 def main() -> None:
     """The demo or the experiment, then its table and page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo or runs/experiment)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the demo (default 0)")
     parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")

@@ -7,16 +7,15 @@ stand under `thinker.`, as in the real repository; talker weights are left out. 
 and renamed, so a half-written one is never taken for a whole.
 """
 
-import argparse
 from pathlib import Path
 
-from migr.errors import exit_on_input_error
+from migr.errors import Parser, exit_on_input_error
 from migr.omni.export import export
 
 
 def main() -> None:
     """Merge and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="adapter folder or model folder")
     parser.add_argument("--adapter", type=Path, help="adapter to merge into --model, if that is a whole model")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the checkpoint")

@@ -1,4 +1,4 @@
-"""Stage 2, importance: fit the gated-fusion network on the labels; say which modality carries each clip's emotion.
+r"""Stage 2, importance: fit the gated-fusion network on the labels; say which modality carries each clip's emotion.
 
     python stages/importance.py --clips runs/demo/clips/clips.jsonl --model runs/demo/pretrained/model \
         --out runs/demo/importance
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from migr.clips import Clip, read_clips
 from migr.emotions import label_set
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.importance import fit
 from migr.importance.features import features_key, presence, tower_features
 from migr.importance.plots import draw
@@ -40,7 +40,7 @@ VERSION = 1  # of scores and files; results of another version are made anew
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
     parser.add_argument("--model", required=True, help="Qwen2.5-Omni folder or Hub name; only its towers are run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")

@@ -1,4 +1,4 @@
-"""Fit the evaluation's judge on labelled texts, and measure it, and the rewards' lexicon, on others.
+r"""Fit the evaluation's judge on labelled texts, and measure it, and the rewards' lexicon, on others.
 
     python stages/judge.py --fit runs/demo/clips/judge_fit.jsonl --check runs/demo/clips/judge_check.jsonl \
         --out runs/demo/judge
@@ -11,14 +11,14 @@ import argparse
 from pathlib import Path
 
 from migr.emotions import label_set
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.judge import Judge, fit_classifier, open_judge
 from migr.records import Row, read_jsonl, write_json
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--fit", type=Path, required=True, help="JSONL with text and emotion, to fit on")
     parser.add_argument("--check", type=Path, required=True, help="JSONL with text and emotion, to measure on")
     parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from migr.clips import Clip, read_clips
 from migr.emotions import label_set
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.omni.prompt import question
 from migr.reasoning import render
 from migr.records import Row, read_jsonl, write_jsonl
@@ -22,7 +22,7 @@ ORDERS = ("dominant-first", "video-first", "audio-first")
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
     parser.add_argument(
         "--reasoning", type=Path, required=True, help="reasoning.jsonl: segments and conclusion of clips"

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 QUESTION = (
-    "Which emotion does the person show: {labels}? Reason in <think></think> about <video></video> and <audio></audio>, "
-    "then name it in <answer></answer>."
+    "Which emotion does the person show: {labels}? Reason in <think></think> about <video></video> and "
+    "<audio></audio>, then name it in <answer></answer>."
 )
 # What a model must be able to do before it can reason: tell what one modality shows, and name the emotion at once.
 DESCRIBE = {"video": "Describe what the face shows.", "audio": "Describe how the voice sounds."}
