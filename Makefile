@@ -12,8 +12,8 @@ help:        ## show this list
 $(VENV)/ready: pyproject.toml
 	@echo "setting up $(VENV) with the $(EXTRA) wheels (about two minutes, 4 GB)"
 	@python3 -m venv $(VENV)
-	@$(PY) -m pip install --quiet --upgrade pip "setuptools>=77"
-	@$(PY) -m pip install --quiet -e ".[$(EXTRA),dev]"
+	@$(PY) -m pip install -qq --upgrade pip "setuptools>=77"
+	@$(PY) -m pip install -qq -e ".[$(EXTRA),dev]"
 	@touch $@
 
 demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a table and a page
