@@ -13,6 +13,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError("--judgements belongs to --predictions; what is generated here is judged by --judge")
     if args.judge_check is not None and args.judge is None:
         raise InputError("--judge_check needs --judge: the judge to measure")
+    if args.engine == "auto":  # resolved here, so that the run's record says what generated
+        args.engine = "vllm" if find_spec("vllm") else "transformers"
     for name in ("limit", "max_new_tokens", "batch_size", "resamples"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")

@@ -29,7 +29,7 @@ def test_it_names_every_stage_and_ends_with_the_table_and_the_page(run):
     folder, printed = run
     for stage in ("data", "importance", "targets", "sft", "grpo", "export", "evaluation"):
         assert f"] {stage}" in printed
-    assert "Inconsistent among correct" in printed and str(folder / "report.html") in printed.replace("\n", "")
+    assert "Inconsistent among" in printed and str(folder / "report.html") in printed.replace("\n", "")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "data:image/png;base64," in page
 
@@ -55,4 +55,4 @@ def test_a_rerun_reuses_what_is_there(run, tmp_path):
 
 def test_vllm_made_the_predictions(run):
     settings = json.loads((run[0] / "eval" / "migr" / "metrics.json").read_text())["settings"]
-    assert settings["engine"] == "vllm"
+    assert settings["engine"].startswith("vllm")

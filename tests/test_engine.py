@@ -93,7 +93,9 @@ def plain(model, processor, requests):
         width = inputs["input_ids"].shape[1]
         suppress = media_token_ids(processor)
         out = thinker.generate(**inputs, max_new_tokens=NEW, do_sample=False, suppress_tokens=suppress)
-        answers.append(tuple(out[0, width:].tolist()))
+        tokens = out[0, width:].tolist()
+        ends = (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)  # both end a turn of Qwen2.5-Omni
+        answers.append(tuple(tokens[: next((i for i, token in enumerate(tokens) if token in ends), None)]))
     return answers
 
 
