@@ -1,6 +1,6 @@
 # Everything a fresh machine needs: Python 3.11+, make and git. `make demo` and `make test` set themselves up.
 .DEFAULT_GOAL := help
-.PHONY: help demo experiment test test-slow check bench clean
+.PHONY: help demo experiment test test-slow check clean
 VENV := .venv
 PY := $(VENV)/bin/python
 # The GPU and the CPU set differ in the vLLM wheel alone.

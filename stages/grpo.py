@@ -57,13 +57,12 @@ def main() -> None:
     import random
 
     from datasets import Dataset
-    from peft import LoraConfig
 
     from migr.clips import read_clips
     from migr.emotions import label_set
     from migr.judge import open_judge
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import LANGUAGE_MODEL_LORA, check_adapter, load_processor, load_thinker, media_token_ids
+    from migr.omni.load import check_adapter, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question
     from migr.records import read_jsonl
     from migr.training.grpo import OmniGRPOTrainer
@@ -115,13 +114,6 @@ def main() -> None:
         trainable=True,
         attn_implementation=args.attn_implementation,
     )
-    lora = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=LANGUAGE_MODEL_LORA,
-        task_type="CAUSAL_LM",
-    )
     config.remove_unused_columns = False
     config.logging_nan_inf_filter = False
     config.log_multimodal = False
@@ -135,7 +127,7 @@ def main() -> None:
         reward_funcs=[CheckedReward(name, reward) for name, reward in zip(args.rewards, rewards, strict=True)],
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=None if args.adapter else lora,
+        peft_config=None if args.adapter else args.lora_config,
         callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
     )
     result = trainer.train(resume_from_checkpoint=resume)

@@ -40,13 +40,12 @@ def main() -> None:
     import random
 
     from datasets import Dataset
-    from peft import LoraConfig
 
     from migr.clips import read_clips
     from migr.emotions import label_set
     from migr.omni.export import write_checkpoint
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker
+    from migr.omni.load import load_processor, load_thinker
     from migr.records import read_jsonl
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
@@ -78,13 +77,6 @@ def main() -> None:
     model = load_thinker(
         args.model, dtype=args.dtype, trainable=args.lora_r == 0, attn_implementation=args.attn_implementation
     )
-    lora = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=LANGUAGE_MODEL_LORA,
-        task_type="CAUSAL_LM",
-    )
     config.remove_unused_columns = False
     config.dataset_kwargs = {"skip_prepare_dataset": True}
     config.max_length = None  # a cut would fall into the media placeholders
@@ -95,7 +87,7 @@ def main() -> None:
         train_dataset=dataset,
         data_collator=TargetCollator(inputs, clips),
         processing_class=processor,
-        peft_config=lora if args.lora_r else None,
+        peft_config=args.lora_config if args.lora_r else None,
         callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
     )
     result = trainer.train(resume_from_checkpoint=resume)

@@ -49,6 +49,21 @@ class OmniArguments:
             max_pixels=self.max_pixels,
         )
 
+    @property
+    def lora_config(self) -> Any:
+        """LoRA on the language model alone, as PEFT's `LoraConfig`."""
+        from peft import LoraConfig
+
+        from migr.omni.load import LANGUAGE_MODEL_LORA
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=LANGUAGE_MODEL_LORA,
+            task_type="CAUSAL_LM",
+        )
+
     def require(self, *names: str) -> None:
         """Check that these arguments are given and, if files or folders, there; fail before any long work."""
         for name in names:
