@@ -459,8 +459,10 @@ class At(TrainerCallback):
             self.action()
 
 
-def poison(inputs, clip):
+def poison(inputs, clip, trainer=None):
     inputs.features(clip)["input_features"].fill_(float("nan"))
+    if trainer is not None:  # which has kept what the towers made of the clip
+        trainer.towers.tokens(clip)["audio"].fill_(float("nan"))
 
 
 def test_a_loss_that_is_not_finite_stops_sft_before_the_update_and_names_the_clip(
@@ -486,7 +488,7 @@ def test_a_loss_that_is_not_finite_stops_sft_before_the_update_and_names_the_cli
 def test_logits_that_are_not_finite_stop_grpo_while_sampling_and_name_the_clips(
     warm_model, fresh_inputs, clips, tmp_path
 ):
-    bad = At(1, lambda: poison(fresh_inputs, clips[0]))
+    bad = At(1, lambda: poison(fresh_inputs, clips[0], trainer))
     trainer = grpo_trainer(warm_model, None, fresh_inputs, clips[:1], tmp_path, [brevity], callbacks=[bad], max_steps=3)
     with pytest.raises(NonFiniteError, match=r"sampling .* at step 1; clips of the batch: train-00000"):
         trainer.train()
@@ -500,7 +502,7 @@ def test_a_loss_that_is_not_finite_stops_grpo_before_the_update_and_names_the_cl
 
     def poisoning(completions, **_):  # called after the sampling, before the loss
         if trainer.state.global_step == 1:
-            poison(fresh_inputs, clips[0])
+            poison(fresh_inputs, clips[0], trainer)
         return brevity(completions)
 
     trainer = grpo_trainer(warm_model, None, fresh_inputs, clips[:1], tmp_path, [poisoning], max_steps=3)

@@ -5,6 +5,7 @@ not, without an error. Rows here carry the number of their clip; the methods bel
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from trl.trainer.utils import RepeatSampler
 from migr.clips import Clip
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
+from migr.omni.towers import FrozenTowers
 from migr.training.guards import NonFiniteError, check_loss
 from migr.training.sft import IGNORED
+from migr.training.shared_prefix import Packed, pack
 
 
 class EpochRepeatSampler(RepeatSampler):
@@ -52,6 +55,11 @@ class OmniGRPOTrainer(GRPOTrainer):
         self.omni, self.clips = inputs, clips
         self._rows: list[int] = []  # the clips of the batch that is being worked on, one a row
         super().__init__(**kwargs)
+        # under ZeRO-3 a rank's tower needs all ranks, which do not see a new clip at the same time
+        self.thinker = _thinker(self.model)
+        self.towers = None if _zero3(self.accelerator) else FrozenTowers(self.thinker, inputs)
+        # flash attention has no way to say which branch sees what
+        self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         args: Any = self.args
@@ -74,8 +82,24 @@ class OmniGRPOTrainer(GRPOTrainer):
             trained.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
     def _media(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        media = self.omni.collate([self.omni.features(self.clips[row]) for row in rows])
+        clips = [self.clips[row] for row in rows]
+        if self.towers is not None:
+            with self.accelerator.autocast():
+                media = self.towers.collate(clips)
+        else:
+            media = self.omni.collate([self.omni.features(clip) for clip in clips])
         return {key: value.to(self.accelerator.device) for key, value in media.items()}
+
+    def _positions(self, media: dict[str, torch.Tensor], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sound = media.get("feature_attention_mask")
+        position_ids, _ = self.thinker.get_rope_index(
+            ids,
+            video_grid_thw=media.get("video_grid_thw"),
+            attention_mask=mask,
+            audio_seqlens=None if sound is None else sound.sum(1),
+            second_per_grids=media.get("video_second_per_grid"),
+        )
+        return position_ids
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         ids = []
@@ -124,22 +148,38 @@ class OmniGRPOTrainer(GRPOTrainer):
         step = batch_size or len(input_ids)
         for start in range(0, len(input_ids), step):
             chunk = slice(start, start + step)
-            labels = input_ids[chunk].masked_fill(attention_mask[chunk] == 0, IGNORED)
-            labels[:, :-logits_to_keep] = IGNORED
-            batch: dict[str, Any] = {
-                "input_ids": input_ids[chunk],
-                "attention_mask": attention_mask[chunk],
-                "labels": labels,
-            }
-            if compute_aux_loss:
-                batch["output_router_logits"] = True
+            rows = self._rows[chunk]
+            packed: Packed | None = None
             with self.accelerator.autocast():
-                output = model(**batch, **self._media(self._rows[chunk]), fused_lm_head=True)
-            logps.append(output.log_probs[:, -logits_to_keep:])
-            entropies.append(output.entropy[:, -logits_to_keep:])
+                if self.packs and not compute_aux_loss and len(set(rows)) < len(rows):
+                    media = self._media(list(dict.fromkeys(rows)))
+                    positions = partial(self._positions, media)
+                    packed = pack(input_ids[chunk], attention_mask[chunk], logits_to_keep, rows, positions)
+                    ids, mask = packed.input_ids, packed.mask
+                    labels: dict[str, Any] = {"shift_labels": packed.shift_labels, "position_ids": packed.position_ids}
+                else:
+                    media, ids, mask = self._media(rows), input_ids[chunk], attention_mask[chunk]
+                    labels = {"labels": ids.masked_fill(mask == 0, IGNORED)}
+                    labels["labels"][:, :-logits_to_keep] = IGNORED
+                if compute_aux_loss:
+                    labels["output_router_logits"] = True
+                output = model(input_ids=ids, attention_mask=mask, **labels, **media, fused_lm_head=True)
+            for kept, values in ((logps, output.log_probs), (entropies, output.entropy)):
+                shape = (len(rows), logits_to_keep)
+                kept.append(packed.unpack(values, shape) if packed else values[:, -logits_to_keep:])
             aux_losses.append(output.aux_loss)
         return (
             torch.cat(logps),
             torch.cat(entropies) if compute_entropy else None,
             torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
+
+
+def _zero3(accelerator: Any) -> bool:
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def _thinker(model: Any) -> Any:
+    """The thinker inside a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
