@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migr.errors import InputError
-from migr.records import Row, iter_jsonl
+from migr.records import Row, iter_jsonl, read_json
 
 if TYPE_CHECKING:
     from migr.emotions import LabelSet
@@ -55,14 +55,15 @@ def read_clips(
         path: A JSON Lines file with `clip_id`, `path` (relative to the root), `label` and `split`.
         labels: Labels outside this set are refused; without it any label passes.
         split: Return only the clips of this split.
-        root: The folder that the paths are relative to; the manifest's own folder if absent.
+        root: The folder that the paths are relative to; if None, the `root` that a data.json beside the manifest
+            records (stages/data.py writes it for a data set that lies elsewhere), else the manifest's own folder.
         must_exist: Whether every media file must be there.
 
     Raises:
         InputError: A row is wrong, a path leaves the root, a file is missing or no clip remains; names line and clip.
     """
     path = Path(path)
-    base = (Path(root) if root is not None else path.parent).resolve()
+    base = (Path(root) if root is not None else recorded_root(path)).resolve()
     if not base.is_dir():
         raise InputError(f"{base}: no such folder (the root of the clips in {path})")
     clips: list[Clip] = []
@@ -82,6 +83,25 @@ def read_clips(
     if not chosen:
         raise InputError(f"{path}: no clip of split {split!r}; there are {sorted({clip.split for clip in clips})}")
     return chosen
+
+
+def recorded_root(manifest: str | Path) -> Path:
+    """The folder that a manifest's paths are relative to: `root` in the data.json beside it, else its own folder.
+
+    Raises:
+        InputError: data.json is damaged, or its root is no folder.
+    """
+    folder = Path(manifest).parent
+    record = folder / "data.json"
+    facts = read_json(record) if record.is_file() else {}
+    root = facts.get("root") if isinstance(facts, dict) else None
+    if root is None:
+        return folder
+    if not isinstance(root, str) or not root or "\0" in root:
+        raise InputError(f"{record}: root must be the path of a folder, not {root!r}")
+    if not (folder / root).is_dir():
+        raise InputError(f"{record}: root {root} is no folder; if the data set has moved, write its new place there")
+    return folder / root
 
 
 def _line_numbers(path: Path) -> Iterator[int]:

@@ -1,45 +1,53 @@
 """Read one clip: frames by Qwen's sampling and resizing rules, 16 kHz mono sound, and errors that name the file.
 
 Frames come from decord (or PyAV, `backend: pyav`; same indices, same pixels). Sound always comes from PyAV: decord's
-audio reader loses samples between packets (measured: 16 samples off after 373, for the rest of the clip). Before
-anything is decoded, PyAV opens the file with local files and known containers allowed only, and counts the packets that
-are really there: a half-copied file opens without an error, so what is present is compared with what is declared.
+audio reader loses samples between packets (measured: 16 samples off after 373, for the rest of the clip). What opens
+the file and finds it whole or broken is `migr.container`.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 
+from migr.container import (
+    BACKENDS,
+    COMPLETE,
+    MIN_AUDIO_SECONDS,
+    REASONS,
+    SAMPLE_RATE,
+    MediaError,
+    check_elongation,
+    decord_reader,
+    facts,
+    opened,
+    probe,
+    scan,
+    streams,
+    truncated,
+)
 from migr.errors import InputError
 
-SAMPLE_RATE = 16000  # Hz; what the audio tower was trained on
-FACTOR = 28  # pixels: patch 14 x spatial merge 2
-MIN_AUDIO_SECONDS = 0.1  # shorter sound gives no audio token at all, without an error
-MAX_SOURCE_PIXELS = 7680 * 4320  # a frame larger than 8K is refused before it is decoded
-COMPLETE = 0.9  # share of the declared frames or seconds that must be there
-BACKENDS = ("decord", "pyav")
+__all__ = [
+    "BACKENDS",
+    "FACTOR",
+    "MIN_AUDIO_SECONDS",
+    "REASONS",
+    "SAMPLE_RATE",
+    "Media",
+    "MediaError",
+    "MediaSettings",
+    "frame_indices",
+    "probe",
+    "read_media",
+    "resize",
+    "smart_resize",
+]
 
-# Containers that hold their own media. Playlists (hls, concat) point at other files or hosts: not among them.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,asf,wav,mp3,flac,ogg,aac"
-
-REASONS = {"missing", "unreadable", "truncated", "no_video", "no_audio", "too_few_frames"}
-REASONS |= {"too_large", "too_short", "too_long", "not_finite"}
-
-
-class MediaError(InputError):
-    """A clip that cannot be used. The message names file and cause; `reason` is one word of `REASONS`."""
-
-    def __init__(self, message: str, reason: str = "unreadable"):
-        assert reason in REASONS
-        super().__init__(message)
-        self.reason = reason
+FACTOR = 28  # pixels: patch 14 x spatial merge 2 (Qwen2.5-Omni)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class MediaSettings:
         min_pixels, max_pixels: Bounds of height x width after resizing.
         max_seconds: A longer clip is an error, never cut (0.1 s more of sound passes: codecs fill their last packet).
         backend: "decord" or "pyav".
+        factor: Sides of frames are multiples of this many pixels; `OmniInputs` sets it to what its model wants.
+        audio_in_video: The model gets sound and frames interleaved in time (Qwen's `use_audio_in_video`), where a clip
+            has both; else the frames, then the sound. Reading is the same.
 
     Raises:
         InputError: A value is out of range; names the field.
@@ -63,6 +74,8 @@ class MediaSettings:
     max_pixels: int = 448 * 448
     max_seconds: float = 30.0
     backend: str = "decord"
+    factor: int = FACTOR
+    audio_in_video: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -73,10 +86,8 @@ class MediaSettings:
             raise InputError(f"max_seconds: must be more than {MIN_AUDIO_SECONDS}, not {self.max_seconds}")
         if not 2 <= self.min_frames <= self.max_frames or self.min_frames % 2 or self.max_frames % 2:
             raise InputError(f"min_frames, max_frames: need even 2 <= {self.min_frames} <= {self.max_frames}")
-        if not FACTOR * FACTOR <= self.min_pixels <= self.max_pixels:
-            raise InputError(
-                f"min_pixels, max_pixels: need {FACTOR * FACTOR} <= {self.min_pixels} <= {self.max_pixels}"
-            )
+        if not self.factor**2 <= self.min_pixels <= self.max_pixels:
+            raise InputError(f"min_pixels, max_pixels: need {self.factor**2} <= {self.min_pixels} <= {self.max_pixels}")
 
 
 @dataclass(frozen=True)
@@ -96,20 +107,6 @@ class Media:
     duration: float
 
 
-def probe(path: str | Path) -> dict[str, Any]:
-    """Read what a file declares about itself, without decoding.
-
-    Returns:
-        `has_video`, `has_audio`, `duration` (s), `fps`, `frames`, `width`, `height`, `sample_rate` (Hz); None where the
-        stream is absent or the container does not say.
-
-    Raises:
-        MediaError: The file is missing or no media file.
-    """
-    with _opened(path) as container:
-        return _facts(container)
-
-
 def read_media(path: str | Path, settings: MediaSettings, video: bool = True, audio: bool = True) -> Media:
     """Read the frames and the sound of one local file.
 
@@ -123,27 +120,17 @@ def read_media(path: str | Path, settings: MediaSettings, video: bool = True, au
         MediaError: Missing, unreadable, incomplete, too short, too long, too few frames, no such stream, NaN samples.
     """
     assert video or audio, "nothing asked for"
-    with _opened(path) as container:
-        facts = _facts(container)
-        for wanted, kind in ((video, "video"), (audio, "audio")):
-            if wanted and not facts[f"has_{kind}"]:
-                raise MediaError(f"{path}: no {kind} stream (set has_{kind} to false for this clip)", f"no_{kind}")
-        if video and facts["width"] * facts["height"] > MAX_SOURCE_PIXELS:
-            raise MediaError(f"{path}: {facts['width']} x {facts['height']} pixels is too large", "too_large")
-        _check_length(path, facts["duration"] or 0.0, settings)
-        packets, waveform = _scan(path, container, video, audio)
-        if waveform is not None:
-            _check_waveform(path, waveform, container, settings)
+    with opened(path) as container:
+        packets, waveform = scan(path, container, video, audio, settings.max_seconds)
         if not video:
             assert waveform is not None
             return Media(None, None, waveform, len(waveform) / SAMPLE_RATE)
-        if not facts["fps"]:
-            raise MediaError(f"{path}: the video stream has no frame rate")
-        _check_length(path, packets / facts["fps"], settings)
+        fps = facts(container)["fps"]
         read = _frames_decord if settings.backend == "decord" else _frames_pyav
-        frames, total = read(path, container, packets, facts["fps"], settings)
-    height, width = smart_resize(frames.shape[1], frames.shape[2], settings.min_pixels, settings.max_pixels, path)
-    seconds = total / facts["fps"]
+        frames, total = read(path, container, packets, fps, settings)
+    bounds = (settings.min_pixels, settings.max_pixels)
+    height, width = smart_resize(frames.shape[1], frames.shape[2], *bounds, path, settings.factor)
+    seconds = total / fps
     return Media(resize(frames, height, width), len(frames) / seconds, waveform, seconds)
 
 
@@ -159,17 +146,18 @@ def frame_indices(total: int, video_fps: float, settings: MediaSettings, path: s
     return torch.linspace(0, total - 1, count).round().long().tolist()
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, path: str | Path = "") -> tuple[int, int]:
-    """Nearest size with sides that are multiples of 28 and an area within the bounds (the rule of qwen_vl_utils)."""
-    if max(height, width) / min(height, width) > 200:
-        raise MediaError(f"{path}: a {width} x {height} picture is too elongated (more than 200 : 1)", "too_large")
-    rows, columns = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width))
+def smart_resize(
+    height: int, width: int, min_pixels: int, max_pixels: int, path: str | Path = "", factor: int = FACTOR
+) -> tuple[int, int]:
+    """Nearest size with sides that are multiples of `factor` and an area within the bounds (qwen_vl_utils' rule)."""
+    check_elongation(path, height, width)
+    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
     if rows * columns > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
-        rows, columns = (max(FACTOR, math.floor(side / scale / FACTOR) * FACTOR) for side in (height, width))
+        rows, columns = (max(factor, math.floor(side / scale / factor) * factor) for side in (height, width))
     elif rows * columns < min_pixels:
         scale = math.sqrt(min_pixels / (height * width))
-        rows, columns = (math.ceil(side * scale / FACTOR) * FACTOR for side in (height, width))
+        rows, columns = (math.ceil(side * scale / factor) * factor for side in (height, width))
     return rows, columns
 
 
@@ -187,125 +175,22 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
-    """Open a local media file; whatever PyAV or decord raise inside becomes a MediaError."""
-    if "://" in str(path):
-        raise MediaError(f"{path}: only local files are read, not URLs", "missing")
-    file = Path(path).resolve()  # absolute, so that no part of the name can be taken for a protocol
-    if not file.is_file():
-        raise MediaError(f"{path}: no such file", "missing")
-    if file.stat().st_size == 0:
-        raise MediaError(f"{path}: the file is empty")
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-    try:
-        with av.open(str(file), options=options) as container:
-            yield container
-    except MediaError:
-        raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"{path}: damaged, or no media file ({cause})") from error
-
-
-def _streams(container: av.container.InputContainer) -> tuple[Any, Any]:
-    """First video stream that is no cover picture, and first audio stream (each None if absent)."""
-    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    sounds = container.streams.audio
-    return (pictures[0] if pictures else None), (sounds[0] if sounds else None)
-
-
-def _facts(container: av.container.InputContainer) -> dict[str, Any]:
-    picture, sound = _streams(container)
-    rate = picture and (picture.average_rate or picture.guessed_rate)
-    return {
-        "has_video": picture is not None,
-        "has_audio": sound is not None,
-        "duration": container.duration / av.time_base if container.duration else None,
-        "fps": float(rate) if rate else None,
-        "frames": (picture.frames or None) if picture else None,
-        "width": picture.codec_context.width if picture else None,
-        "height": picture.codec_context.height if picture else None,
-        "sample_rate": sound.codec_context.sample_rate if sound else None,
-    }
-
-
-def _scan(path: str | Path, container: Any, video: bool, audio: bool) -> tuple[int, np.ndarray | None]:
-    """Go through the file once: count the video frames that are there, decode the sound to 16 kHz mono."""
-    picture, sound = _streams(container)
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    count, last, blocks = 0, 0.0, []
-    for packet in container.demux([s for s in (picture if video else None, sound if audio else None) if s]):
-        if packet.stream.type == "audio":
-            try:
-                sounds = packet.decode()
-            except av.error.InvalidDataError:  # one damaged packet; too many are found by the length
-                continue
-            for frame in sounds:
-                blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
-        elif packet.size and not packet.is_corrupt and not packet.is_discard:
-            count += 1
-            last = max(last, float((packet.pts or 0) * packet.time_base))
-    if video:
-        if picture.frames and count < COMPLETE * picture.frames:
-            raise _truncated(path, count, picture.frames)
-        declared = container.duration / av.time_base if container.duration else 0.0
-        if not picture.frames and last < COMPLETE * declared - 0.5:
-            raise MediaError(f"{path}: the video ends at {last:.2f} of {declared:.2f} s", "truncated")
-    if not audio:
-        return count, None
-    if blocks:
-        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)]
-    return count, np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-
-
-def _truncated(path: str | Path, found: int, declared: int) -> MediaError:
-    return MediaError(f"{path}: only {found} of {declared} frames could be decoded; copy the file again", "truncated")
-
-
-def _check_length(path: str | Path, seconds: float, settings: MediaSettings) -> None:
-    if seconds > settings.max_seconds:
-        raise MediaError(
-            f"{path}: {seconds:.2f} s is longer than max_seconds = {settings.max_seconds:g}; cut the clip or raise it",
-            "too_long",
-        )
-
-
-def _check_waveform(path: str | Path, waveform: np.ndarray, container: Any, settings: MediaSettings) -> None:
-    seconds, (_, sound) = len(waveform) / SAMPLE_RATE, _streams(container)
-    declared = float(sound.duration * sound.time_base) if sound.duration else 0.0
-    if declared >= MIN_AUDIO_SECONDS and seconds < COMPLETE * declared:
-        raise MediaError(f"{path}: only {seconds:.2f} of {declared:.2f} s of sound could be decoded", "truncated")
-    if seconds < MIN_AUDIO_SECONDS:
-        raise MediaError(f"{path}: {seconds:.3f} s of sound, at least {MIN_AUDIO_SECONDS} s are needed", "too_short")
-    _check_length(path, seconds - 0.1, settings)
-    if not np.isfinite(waveform).all():
-        raise MediaError(f"{path}: the sound has NaN or infinite samples", "not_finite")
-
-
 def _frames_decord(
     path: str | Path, container: Any, packets: int, fps: float, settings: MediaSettings
 ) -> tuple[np.ndarray, int]:
     """Chosen frames as uint8 (T, h, w, 3), and how many frames the stream has."""
-    import decord  # here, so that a machine without it can use PyAV
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        # one thread: data loaders run several processes, and decord's threads have hung in them
-        reader = decord.VideoReader(str(Path(path).resolve()), ctx=decord.cpu(0), num_threads=1)
+    with decord_reader(path) as reader:
         total = len(reader)
         if total < COMPLETE * packets:
-            raise _truncated(path, total, packets)
+            raise truncated(path, total, packets)
         return reader.get_batch(frame_indices(total, fps, settings, path)).asnumpy(), total
-    except (decord.DECORDError, RuntimeError) as error:
-        raise MediaError(f"{path}: the video is damaged, decord cannot decode it; copy the file again") from error
 
 
 def _frames_pyav(
     path: str | Path, container: Any, packets: int, fps: float, settings: MediaSettings
 ) -> tuple[np.ndarray, int]:
     """The same by PyAV: all frames are decoded in order (the last is always wanted), the chosen ones converted."""
-    picture, _ = _streams(container)
+    picture, _ = streams(container)
     picture.thread_type, picture.codec_context.thread_count = "NONE", 1
     total = packets
     while True:
@@ -319,5 +204,5 @@ def _frames_pyav(
         if len(chosen) == len(indices):
             return np.stack(chosen), total
         if seen < COMPLETE * packets:
-            raise _truncated(path, seen, packets)
+            raise truncated(path, seen, packets)
         total = seen  # some packets hold no picture: choose again

@@ -1,33 +1,151 @@
-"""Stage 1, data: find or make the clips of a data set and write `clips.jsonl`.
+"""Stage 1, data: find or make the clips of a data set, examine each, write `clips.jsonl` and `excluded.jsonl`.
 
     python stages/data.py --source planted --out runs/planted --train 56 --val 14 --test 14      (smoke: a few seconds)
     python stages/data.py --source planted --out runs/planted --seed 0                           (the benchmark)
+    python stages/data.py --source dfew --root /data/DFEW --fold 1 --out runs/dfew/clips
+    python stages/data.py --source mafw --root /data/MAFW --fold 1 --out runs/mafw/clips
+    python stages/data.py --source table --table mine.csv --root /data/mine --labels dfew --out runs/mine/clips
 
 The planted benchmark (design: `migr/sources/planted.py`) also writes `reasoning.jsonl`, what each modality shows, and
 two sets of labelled texts: `judge_fit.jsonl`, to fit the evaluation judge on, and `judge_check.jsonl`, to measure
 judges on. The first is worded like the test clips, the second like the train clips (which is how trained models write).
+
+Real clips are read once, from end to end, each in a process that may hang or crash without harm. What cannot be used
+stands in `excluded.jsonl` with a reason; a share above --max_excluded is an error. Results are kept in `probes.jsonl`:
+an interrupted run goes on, a later one examines only what has changed. Formats and reasons: docs/data.md.
 """
 
 import argparse
+import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from migr.container import BACKENDS
+from migr.emotions import label_set
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
-from migr.sources import planted
+from migr.sources import dfew, mafw, planted, table
+from migr.sources.checking import examine_listed, frames_root
+from migr.sources.listed import Listed
 
-MANIFEST_KEYS = ("clip_id", "label", "split", "planted")
+NEEDS = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio"), "any": ()}
+# Flags that only some sources know, with their defaults.
+OWN: dict[str, dict[str, Any]] = {
+    "planted": {"seed": 0, "train": 2100, "val": 140, "test": 560},
+    "dfew": {"fold": 1, "frame_rate": None},
+    "mafw": {"fold": 1},
+    "table": {"table": None, "labels": "dfew", "split": "train"},
+}
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """The command line, with the defaults of the source.
+
+    Raises:
+        InputError: A flag is missing, out of range, or belongs to another source.
+    """
     parser = Parser(__doc__)
-    parser.add_argument("--source", choices=["planted"], default="planted", help="where clips come from")
-    parser.add_argument("--out", type=Path, required=True, help="folder for clips.jsonl and, if made here, the clips")
-    parser.add_argument("--seed", type=int, default=0, help="draws everything; the same seed gives the same clips")
-    parser.add_argument("--train", type=int, default=2100, help="number of train clips (default 2100)")
-    parser.add_argument("--val", type=int, default=140, help="number of validation clips (default 140)")
-    parser.add_argument("--test", type=int, default=560, help="number of test clips (default 560)")
-    return parser.parse_args()
+    add = parser.add_argument
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    add("--source", choices=list(OWN), default="planted", help="where clips come from")
+    add("--out", type=Path, required=True, help="folder for clips.jsonl and, if made here, the clips")
+    add("--root", type=Path, help="folder of the data set; for a table, of its paths (default: the table's own)")
+    add("--fold", type=int, choices=dfew.FOLDS, help="dfew, mafw: the published fold (default 1)")
+    add("--frame_rate", type=float, help="dfew: read the frame folders (no sound) at so many frames a second")
+    add("--table", type=Path, nargs="+", help="table: CSV or JSONL with path and label; several are put together")
+    add("--labels", help="table: dfew, mafw, or a file with one label a line (default dfew)")
+    add("--split", help="table: the split of rows that name none (default train)")
+    add("--max_excluded", type=float, default=0.05, help="share of clips that may be unusable (default 0.05)")
+    add("--require", choices=list(NEEDS), default="video", help="streams that a clip must have (default video)")
+    add("--max_seconds", type=float, default=30.0, help="a longer clip is excluded; as in training (default 30)")
+    add("--backend", choices=BACKENDS, default="decord", help="the video reader that training uses")
+    add("--cache_dir", type=Path, help="where probes.jsonl is kept, so that folds can share it (default --out)")
+    add("--workers", type=int, default=cores, help=f"clips examined at a time (default {cores}, the cores)")
+    add("--timeout", type=float, default=60.0, help="seconds that examining a clip may take (default 60)")
+    add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
+    for split, count in list(OWN["planted"].items())[1:]:
+        add(f"--{split}", type=int, help=f"planted: number of {split} clips (default {count})")
+    args = parser.parse_args()
+    for name in {flag for flags in OWN.values() for flag in flags}:
+        if name not in OWN[args.source] and getattr(args, name) is not None:
+            raise InputError(f"--{name} does not go with --source {args.source}")
+        if getattr(args, name) is None:
+            setattr(args, name, OWN[args.source].get(name))
+    if args.source != "planted" and (args.table if args.source == "table" else args.root) is None:
+        raise InputError(f"--source {args.source} needs --{'table' if args.source == 'table' else 'root'}")
+    if len(args.table or []) > 1 and args.root is None:
+        raise InputError("several tables need --root: a folder that holds the clips of all")
+    for name in ("frame_rate", "max_seconds", "workers", "timeout"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < 1e6:
+            raise InputError(f"--{name}: must be a positive number, not {getattr(args, name)}")
+    if not 0 <= args.max_excluded < 1:
+        raise InputError(f"--max_excluded: must be a share from 0 to below 1, not {args.max_excluded}")
+    return args
+
+
+def listed(args: argparse.Namespace) -> Listed:
+    """The clips that the source names."""
+    if args.source == "dfew":
+        return dfew.read(args.root, args.fold, frames=args.frame_rate is not None)
+    if args.source == "mafw":
+        return mafw.read(args.root, args.fold)
+    return table.read(args.table, args.root or args.table[0].parent, label_set(args.labels), args.split)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Examine the clips of a data set and write down which can be used."""
+    # Config
+    tables = [str(file.resolve()) for file in args.table or []]
+    about = {"source": args.source, "fold": args.fold, "table": tables}
+    record, manifest = args.out / "data.json", args.out / "clips.jsonl"
+    if record.exists() and any((old := read_json(record)).get(key) != about[key] for key in about):
+        raise InputError(f"{args.out} holds clips of {old.get('source')}, fold {old.get('fold')}: give another --out")
+
+    # Data
+    source = listed(args)
+    settings = {"max_seconds": args.max_seconds, "backend": args.backend, "rate": args.frame_rate}
+    cache = args.cache_dir or args.out
+
+    # Run
+    found = examine_listed(source, cache, settings, args.workers, args.timeout)
+    rows, excluded = [], []
+    for row, result in zip(source.rows, found.results(), strict=True):
+        facts = result.get("facts", {})
+        absent = [kind for kind in NEEDS[args.require] if facts and not facts[f"has_{kind}"]]
+        if absent:
+            result = {"reason": f"no_{absent[0]}", "detail": f"no {absent[0]} stream (--require {args.require})"}
+        if "reason" in result:
+            excluded.append({**row, **result})
+        else:
+            path = f"{row['clip_id']}.mp4" if source.frames else row["path"]
+            rows.append({**row, "path": path, **facts, "duration": round(facts["duration"], 3)})
+
+    # Save
+    write_jsonl(args.out / "excluded.jsonl", excluded)
+    why = Counter(row["reason"] for row in excluded)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
+    if not rows or len(excluded) > args.max_excluded * len(source.rows):
+        manifest.unlink(missing_ok=True)  # an earlier one would hide the loss
+        raise InputError(
+            f"{len(excluded)} of {len(source.rows)} clips cannot be used ({reasons}), --max_excluded is "
+            f"{args.max_excluded:g}: {args.out}/excluded.jsonl says which and why, clips.jsonl is not written; mend "
+            "the files and run again (only what changed is examined), or raise --max_excluded"
+        )
+    root = frames_root(cache, settings).resolve() if source.frames else source.root
+    clips, named = Counter(row["split"] for row in rows), Counter(row["split"] for row in source.rows)
+    counts = {"clips": clips, "excluded": why, "named": named, "published": source.published}
+    write_environment(args.out)
+    write_json(record, {**about, "root": str(root), "labels": source.labels.labels, **settings, **counts})
+    write_jsonl(manifest, rows)
+    for split, count in source.published.items():
+        if named[split] != count:
+            print(f"data: {args.source} fold {args.fold} names {named[split]} {split} clips, published are {count}")
+    parts = ", ".join(f"{count} {split}" for split, count in clips.items())
+    print(
+        f"data: {len(rows)} clips ({parts}), {len(excluded)} excluded{f' ({reasons})' if reasons else ''}; "
+        f"{found.examined} examined in {found.seconds:.0f} s -> {manifest}"
+    )
 
 
 def labelled_texts(seed: int, split: str, count: int) -> list[Row]:
@@ -36,10 +154,13 @@ def labelled_texts(seed: int, split: str, count: int) -> list[Row]:
     return [{"text": " ".join([*row["segments"].values(), row["conclusion"]]), "emotion": row["label"]} for row in rows]
 
 
-def main() -> None:
-    """Make the clips, then the files that speak of them."""
-    # Config
-    args = arguments()
+def pick(row: Row, *keys: str) -> Row:
+    """The row with these keys only."""
+    return {key: row[key] for key in keys}
+
+
+def plant(args: argparse.Namespace) -> None:
+    """Make the planted clips, then the files that speak of them."""
     sizes = {"train": args.train, "val": args.val, "test": args.test}
     if min(sizes.values()) < 0 or args.train < 14:
         raise InputError(
@@ -50,31 +171,27 @@ def main() -> None:
     if done.exists() and read_json(done).get("digest") == digest(config):
         print(f"data: {args.out} holds these clips already")
         return
-
-    # Run
     args.out.mkdir(parents=True, exist_ok=True)
     rows = list(planted.make(args.out, args.seed, sizes))
-
-    # Save
     write_jsonl(
         args.out / "clips.jsonl",
-        ({**{key: row[key] for key in MANIFEST_KEYS}, "path": f"clips/{row['clip_id']}.mp4"} for row in rows),
+        ({**pick(row, "clip_id", "label", "split", "planted"), "path": f"clips/{row['clip_id']}.mp4"} for row in rows),
     )
     write_jsonl(args.out / "excluded.jsonl", [])
-    write_jsonl(
-        args.out / "reasoning.jsonl",
-        (
-            {"clip_id": row["clip_id"], "segments": row["segments"], "conclusion": row["conclusion"], "by": "planted"}
-            for row in rows
-        ),
-    )
+    said = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in rows)
+    write_jsonl(args.out / "reasoning.jsonl", said)
     write_jsonl(args.out / "judge_fit.jsonl", labelled_texts(args.seed, "test", 2100))
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))
     write_environment(args.out)
     write_json(done, {**config, "digest": digest(config)})
-    print(
-        f"data: {len(rows)} clips ({', '.join(f'{n} {split}' for split, n in sizes.items())}) -> {args.out}/clips.jsonl"
-    )
+    parts = ", ".join(f"{n} {split}" for split, n in sizes.items())
+    print(f"data: {len(rows)} clips ({parts}) -> {args.out}/clips.jsonl")
+
+
+def main() -> None:
+    """Make clips, or examine those of a data set."""
+    args = arguments()
+    (plant if args.source == "planted" else prepare)(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Small real media files for the tests, rendered by PyAV: whole ones and every kind of broken one."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -120,3 +121,61 @@ def skipping(path: Path, source: Path, skipped: int) -> Path:
                 packet = empty
             container.mux(packet)
     return path
+
+
+def bad(folder: Path) -> dict[str, tuple[Path | None, str]]:
+    """A dozen files that cannot be used: name -> (the file, or None for one that is missing; the reason)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    front = clip(folder / "front.mp4", faststart=True)
+    whole = clip(folder / "whole.mp4")
+    nan = np.zeros(16_000)
+    nan[100] = np.nan
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "random.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "text.mp4").write_text("this is no film")
+    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nwhole.mp4\n#EXT-X-ENDLIST\n")
+    return {
+        "missing": (None, "missing"),
+        "empty": (folder / "empty.mp4", "empty"),
+        "random": (folder / "random.mp4", "unreadable"),
+        "text": (folder / "text.mp4", "unreadable"),
+        "playlist": (folder / "playlist.mp4", "unreadable"),
+        "half": (half(folder / "half.mp4", front), "truncated"),
+        "half without its index": (half(folder / "half_blind.mp4", whole), "unreadable"),
+        "damaged": (damaged(folder / "damaged.mp4", whole), "damaged"),
+        "one frame": (clip(folder / "one.mp4", frames=1, audio=False), "too_few_frames"),
+        "no video": (clip(folder / "blind.mp4", video=False), "no_video"),
+        "a blip of sound": (clip(folder / "blip.mp4", audio=0.01), "too_short"),
+        "NaN in the sound": (tone(folder / "nan.mov", nan), "not_finite"),
+        "40 seconds": (clip(folder / "long.mp4", seconds=40, fps=2, size=(32, 48), audio=False), "too_long"),
+    }
+
+
+def dfew(root: Path, clips: list[tuple[Path | None, str, str]], fold: int = 1) -> dict[str, int]:
+    """A DFEW tree of (file, label, split), with hard links, some flat and some below part_*; label -> how many."""
+    labels = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+    tables = {split: root / "EmoLabel_DataSplit" / f"{split}(single-labeled)" for split in ("train", "test")}
+    rows: dict[str, list[str]] = {"train": [], "test": []}
+    for number, (file, label, split) in enumerate(clips, 1):
+        rows[split].append(f"{number},{labels.index(label) + 1}")
+        if file is not None:
+            place = root / "Clip" / "original" / ("" if number % 3 else f"part_{number % 2 + 1}")
+            place.mkdir(parents=True, exist_ok=True)
+            os.link(file.resolve(), place / f"{number}.mp4")
+    for split, table in tables.items():
+        table.mkdir(parents=True, exist_ok=True)
+        (table / f"set_{fold}.csv").write_text("\n".join(["video_name,label", *rows[split]]) + "\n")
+    return {split: len(found) for split, found in rows.items()}
+
+
+def mafw(root: Path, clips: list[tuple[Path | None, str, str]], fold: int = 1) -> None:
+    """A MAFW tree of (file, label, split), with hard links."""
+    media, folder = root / "data" / "clips", root / "Train & Test Set" / "single" / "no_caption" / f"set_{fold}"
+    media.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        lines = [f"{n:05d}.mp4 {label}\n" for n, (_, label, part) in enumerate(clips, 1) if part == split]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    for number, (file, _, _) in enumerate(clips, 1):
+        if file is not None:
+            os.link(file.resolve(), media / f"{number:05d}.mp4")

@@ -5,7 +5,7 @@ import pytest
 from migr.clips import read_clips
 from migr.emotions import label_set
 from migr.errors import InputError
-from migr.records import write_jsonl
+from migr.records import write_json, write_jsonl
 
 DFEW = label_set("dfew")
 
@@ -121,3 +121,33 @@ def test_without_a_label_set_any_label_passes_and_an_empty_manifest_never(folder
         read_clips(write(folder))
     with pytest.raises(InputError, match="no such file"):
         read_clips(folder / "nothing.jsonl")
+
+
+def test_a_root_recorded_beside_the_manifest_is_used_and_a_given_one_wins(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    file = write(elsewhere, row("a"))
+    write_json(elsewhere / "data.json", {"source": "planted"})  # no root: the manifest's folder
+    with pytest.raises(InputError, match="missing"):
+        read_clips(file)
+    for root in (str(folder), os.path.relpath(folder, elsewhere)):
+        write_json(elsewhere / "data.json", {"root": root})
+        assert read_clips(file)[0].path == (folder / "media" / "a.mp4").resolve()
+        with pytest.raises(InputError, match="missing"):
+            read_clips(file, root=elsewhere)
+        with pytest.raises(InputError, match="must be relative"):
+            read_clips(write(elsewhere, row("a", path="../a.mp4")))
+        write(elsewhere, row("a"))
+
+
+@pytest.mark.parametrize("root", ["nowhere", "", 3, ["x"], "a\0b"])
+def test_a_recorded_root_that_is_no_folder_says_where_to_change_it(folder, root):
+    file = write(folder, row("a"))
+    write_json(folder / "data.json", {"root": root})
+    with pytest.raises(InputError, match=r"data\.json: root"):
+        read_clips(file)
+
+
+def test_a_record_beside_the_manifest_that_is_something_else_does_not_matter(folder):
+    file = write(folder, row("a"))
+    write_json(folder / "data.json", ["someone's list"])
+    assert read_clips(file)[0].clip_id == "a"

@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 
 import media_files
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 
 import migr.omni  # noqa: F401  (mends torchvision, which qwen_vl_utils imports)
+from migr import container
+from migr.container import examine
 from migr.errors import InputError
 from migr.media import BACKENDS, MediaError, MediaSettings, frame_indices, probe, read_media, smart_resize
 
@@ -140,8 +144,8 @@ def test_only_what_is_asked_for_is_read(files):
         ("half_mkv", "truncated", "the video ends at"),
         ("half_audio", "truncated", "of sound could be decoded"),
         ("half_blind", "unreadable", "no media file"),
-        ("damaged", "unreadable", "damaged"),
-        ("empty", "unreadable", "empty"),
+        ("damaged", "damaged", "damaged"),
+        ("empty", "empty", "empty"),
         ("random", "unreadable", "no media file"),
         ("text", "unreadable", "no media file"),
         ("playlist", "unreadable", "no media file"),
@@ -214,6 +218,46 @@ def test_probe_tells_what_the_file_declares(files):
     assert not silent["has_audio"] and silent["sample_rate"] is None
     with pytest.raises(MediaError):
         probe(files["random"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_examining_a_clip_finds_what_reading_it_would_and_measures_the_rest(files, backend):
+    whole = examine(files["ok"], 30.0, backend)
+    assert whole == probe(files["ok"]) | {"duration": pytest.approx(2.0), "frames": 30}
+    assert examine(files["mkv"], 30.0, backend)["frames"] == 30  # not declared: counted
+    silent, blind = examine(files["silent"], 30.0, backend), examine(files["blind"], 30.0, backend)
+    assert (silent["has_audio"], silent["sample_rate"], silent["frames"]) == (False, None, 30)
+    assert (blind["has_video"], blind["frames"]) == (False, None) and blind["duration"] == pytest.approx(2, abs=0.05)
+    broken = {"one": "too_few_frames", "blip": "too_short", "nan": "not_finite", "damaged": "damaged", "empty": "empty"}
+    broken |= dict.fromkeys(("half", "half_mkv", "half_audio"), "truncated")
+    broken |= dict.fromkeys(("half_blind", "random", "text", "playlist", "list"), "unreadable")
+    for name, reason in broken.items():
+        with pytest.raises(MediaError) as caught:
+            examine(files[name], 30.0, backend)
+        assert (name, caught.value.reason) == (name, reason)
+    with pytest.raises(MediaError, match="longer than max_seconds"):
+        examine(files["ok"], 1.0, backend)
+
+
+def test_files_and_frames_beyond_the_bounds_are_refused_before_they_are_decoded(files, tmp_path, monkeypatch):
+    huge = tmp_path / "huge.mp4"
+    with huge.open("wb") as file:
+        file.truncate(container.MAX_BYTES + 1)  # sparse: it takes no room
+    with pytest.raises(MediaError, match="GiB") as caught:
+        read_media(huge, SETTINGS)
+    assert caught.value.reason == "too_large"
+    monkeypatch.setattr(container, "MAX_FRAMES", 20)
+    with pytest.raises(MediaError, match="more than 20 frames") as caught:
+        read_media(files["ok"], SETTINGS)
+    assert caught.value.reason == "too_many_frames"
+    monkeypatch.setattr(container, "MAX_SOURCE_PIXELS", 100)
+    with pytest.raises(MediaError, match="128 x 96 pixels is too large"):
+        examine(files["ok"], 30.0)
+
+
+def test_examining_needs_no_torch():
+    code = "import sys, migr.container; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_reading_many_clips_leaves_no_file_open(files):
