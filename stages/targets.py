@@ -1,51 +1,94 @@
-r"""Stage 3, targets: put the segments of each clip's reasoning in order and write what SFT learns.
+r"""Stage 3, targets: put the reasoning of each clip into segments, in order, and write what SFT learns.
 
     python stages/targets.py --clips runs/demo/clips/clips.jsonl --reasoning runs/demo/clips/reasoning.jsonl \
         --importance runs/demo/importance/importance.jsonl --order dominant-first --out runs/demo/targets.jsonl
 
-`dominant-first` starts with the modality of the largest importance; `video-first` and `audio-first` are fixed. The
-conclusion stays last. A target that the rewards' parser cannot read back is an error.
+`dominant-first` starts with the modality of the largest importance; `video-first` and `audio-first` are fixed. A clip
+whose importance is a tie, or marked `certain: false`, gets the neutral order: video, audio, text. The conclusion stays
+last. A target that the rewards' parser cannot read back is an error.
+
+--reasoning takes one or more files; a clip's segments may come from several. Formats: our own rows (`segments`, or a
+free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV). Free text is
+split into sentences, and each one assigned to a modality by a lexicon, or by a language model (--assigner llm); which
+sentence went where stands in OUT.sentences.jsonl. docs/targets.md tells more.
 """
 
 import argparse
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain, islice
 from pathlib import Path
 
+from tqdm import tqdm
+
+from eval.growing import Growing
 from migr.clips import Clip, read_clips
 from migr.emotions import label_set
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.omni.prompt import question
-from migr.reasoning import render
+from migr.reasoning import MODALITIES, render
 from migr.records import Row, read_jsonl, write_jsonl
+from migr.segments import arrange
+from migr.sentences import ask_modalities, modalities_of, split
+from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 
 ORDERS = ("dominant-first", "video-first", "audio-first")
+# Why a clip may be left out instead of being an error (the last one is no error by itself)
+REASONS = ("missing", "unassigned", "answer", "names_other")
+Assigned = tuple[str, tuple[str, ...]]  # a sentence and the modalities that it is about
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
-    parser.add_argument(
-        "--reasoning", type=Path, required=True, help="reasoning.jsonl: segments and conclusion of clips"
-    )
+    parser.add_argument("--reasoning", type=Path, required=True, nargs="+", help="file or files of reasoning")
+    parser.add_argument("--reasoning_format", default="auto", help=f"one of {', '.join(FORMATS)}; for all files")
     parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first")
     parser.add_argument("--order", default="dominant-first", help=f"which segment comes first: {', '.join(ORDERS)}")
     parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--split", default="train", help="split of the clips to write targets for")
+    parser.add_argument("--assigner", choices=["lexicon", "llm"], default="lexicon", help="of free text's sentences")
+    parser.add_argument("--assigner_model", type=Path, help="model folder of --assigner llm")
+    parser.add_argument("--engine", default="auto", help="of --assigner llm: vllm, transformers or auto")
+    parser.add_argument(
+        "--leave_out",
+        nargs="+",
+        choices=REASONS,
+        default=[],
+        help="leave these clips out: without reasoning, with no sentence about a modality, whose reasoning answers "
+        "another label (each an error otherwise), or with a description that names another emotion (kept otherwise)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
     return parser.parse_args()
 
 
 def order_of(clip: Clip, segments: dict[str, str], order: str, importance: dict[str, float] | None) -> list[str]:
-    """The modalities of the segments in the wanted order; the fixed orders name the modality that comes first."""
+    """The modalities of the segments in the wanted order; the fixed orders name the modality that comes first.
+
+    Equal weights (or none at all: an uncertain clip) keep the neutral order.
+    """
     if order == "dominant-first":
         if importance is None:
             raise InputError(f"clip {clip.clip_id} has no importance: run stages/importance.py on these clips")
-        return sorted(segments, key=lambda modality: -importance.get(modality, 0.0))
+        neutral = sorted(segments, key=(*MODALITIES, *segments).index)
+        return sorted(neutral, key=lambda modality: -importance.get(modality, 0.0))
     return sorted(segments, key=lambda modality: modality != order.removesuffix("-first"))
 
 
+def read_importance(path: Path) -> dict[str, dict[str, float]]:
+    """Clip id -> modality -> weight; no weights for clips that are not certain."""
+    weights: dict[str, dict[str, float]] = {}
+    for row in read_jsonl(path, ["clip_id", "importance"], unique="clip_id"):
+        values = row["importance"]
+        if not isinstance(values, dict) or not all(isinstance(weight, int | float) for weight in values.values()):
+            raise InputError(f"{path}: clip {row['clip_id']}: importance must be {{modality: number}}")
+        weights[row["clip_id"]] = {} if row.get("certain") is False else values
+    return weights
+
+
 def main() -> None:
-    """Read the three files, order the segments, write the targets."""
+    """Read the files, assign the sentences of free texts, order the segments, write the targets."""
     # Config
     args = arguments()
     labels = label_set(args.labels)
@@ -53,47 +96,112 @@ def main() -> None:
         raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
     if args.order == "dominant-first" and args.importance is None:
         raise InputError("--order dominant-first needs --importance (importance.jsonl of stages/importance.py)")
+    if (args.assigner == "llm") != (args.assigner_model is not None):
+        raise InputError("--assigner llm and --assigner_model (a model folder) go together")
 
     # Data
     clips = read_clips(args.clips, labels, split=args.split)
-    reasoning = {row["clip_id"]: row for row in read_jsonl(args.reasoning, ["clip_id", "segments"], unique="clip_id")}
-    weights: dict[str, dict[str, float]] = {}
-    if args.importance:
-        rows = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")
-        for row in rows:
-            values = row["importance"]
-            if not isinstance(values, dict) or not all(isinstance(weight, int | float) for weight in values.values()):
-                raise InputError(f"{args.importance}: clip {row['clip_id']}: importance must be {{modality: number}}")
-        weights = {row["clip_id"]: row["importance"] for row in rows}
+    read = [(path, match(path, read_reasoning(path, args.reasoning_format), clips)) for path in args.reasoning]
+    reasoning, source = merge(read), ", ".join(map(str, args.reasoning))
+    weights = read_importance(args.importance) if args.importance else {}
+    left: dict[str, list[str]] = {reason: [] for reason in REASONS}
+    for clip in clips:
+        if clip.label is None:
+            raise InputError(f"{args.clips}: clip {clip.clip_id} has no label, which a target needs")
+        if clip.clip_id not in reasoning:
+            left["missing"].append(clip.clip_id)
+            continue
+        row = reasoning[clip.clip_id]
+        check(row, f"{source}: clip {clip.clip_id}")
+        order_of(clip, {}, args.order, weights.get(clip.clip_id))  # its importance is there
+        if "answer" in row and labels.canonical(str(row["answer"])) != clip.label:
+            left["answer"].append(clip.clip_id)
+        if row.get("names_other"):
+            left["names_other"].append(clip.clip_id)
 
     # Run
+    refuse(args, source, left, "missing", "no reasoning for", len(clips))
+    refuse(args, source, left, "answer", "the reasoning answers another emotion than the label of", len(clips))
+    out = {name for reason in args.leave_out for name in left[reason]}
+    texts = {
+        c.clip_id: reasoning[c.clip_id]["text"]
+        for c in clips
+        if c.clip_id in reasoning and c.clip_id not in out and "segments" not in reasoning[c.clip_id]
+    }
+    file = args.out.with_name(f"{args.out.stem}.sentences.jsonl")
+    sentences = assign(texts, file, args) if texts else {}
+    left["unassigned"] = [name for name, found in sentences.items() if not any(names for _, names in found)]
+    left["unassigned"] += [name for name, row in reasoning.items() if row.get("segments") == {} and name not in out]
+    refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
+    out = {name for reason in args.leave_out for name in left[reason]}
     prompt = question(labels.labels)
     targets: list[Row] = []
     for clip in clips:
-        if clip.clip_id not in reasoning:
-            raise InputError(f"{args.reasoning}: no reasoning for clip {clip.clip_id}")
-        if clip.label is None:
-            raise InputError(f"{args.clips}: clip {clip.clip_id} has no label, which a target needs")
-        row = reasoning[clip.clip_id]
-        texts = row["segments"].values() if isinstance(row["segments"], dict) else [None]
-        if not all(isinstance(text, str) for text in (*texts, row.get("conclusion", ""))):
-            raise InputError(
-                f"{args.reasoning}: clip {clip.clip_id}: segments must be {{modality: text}}, conclusion a text"
-            )
-        order = order_of(clip, row["segments"], args.order, weights.get(clip.clip_id))
+        if clip.clip_id in out:
+            continue
+        row, importance = reasoning[clip.clip_id], weights.get(clip.clip_id)
+        segments, conclusion = row.get("segments"), row.get("conclusion", "")
+        if segments is None:
+            every = dict.fromkeys(MODALITIES, "")
+            # in every order alike, what speaks of several modalities goes with the more important one
+            rank = order_of(clip, every, "dominant-first", importance or {})
+            arranged = arrange(sentences[clip.clip_id], order_of(clip, every, args.order, importance), rank)
+            segments, conclusion = arranged.segments, arranged.conclusion
+        order = order_of(clip, segments, args.order, importance)
         try:
-            target = render(row["segments"], row.get("conclusion", ""), clip.label, order)
+            target = render(segments, conclusion, clip.label or "", order)
         except InputError as error:
-            raise InputError(f"{args.reasoning}: clip {clip.clip_id}: {error}") from None
+            raise InputError(f"{source}: clip {clip.clip_id}: {error}") from None
         targets.append(
             {"clip_id": clip.clip_id, "prompt": prompt, "target": target, "order": order, "label": clip.label}
         )
+    if not targets:
+        raise InputError(f"{source}: no clip is left to write a target for")
 
     # Save
     write_jsonl(args.out, targets)
-    first = {m: sum(row["order"][0] == m for row in targets) for m in ("video", "audio", "text")}
-    counts = ", ".join(f"{count} start with {m}" for m, count in first.items() if count)
-    print(f"targets: {len(targets)} ({counts}) -> {args.out}")
+    first = Counter(row["order"][0] for row in targets)
+    counts = ", ".join(f"{first[m]} start with {m}" for m in MODALITIES if first[m])
+    told_out = [f"{len(left[reason])} {reason.replace('_', ' ')}" for reason in args.leave_out if left[reason]]
+    notes = f"; left out: {', '.join(told_out)}" if told_out else ""
+    if left["names_other"] and "names_other" not in args.leave_out:
+        notes += f"; {len(left['names_other'])} have a description that names another emotion"
+    print(f"targets: {len(targets)} ({counts}{notes}) -> {args.out}")
+
+
+def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> dict[str, list[Assigned]]:
+    """Split the texts, assign their sentences, and write both to a file; what a language model has said is kept."""
+    pieces = {name: split(text) for name, text in texts.items()}
+    if args.assigner == "lexicon":
+        said = {name: [(sentence, modalities_of(sentence)) for sentence in kept] for name, kept in pieces.items()}
+        write_jsonl(file, ({"clip_id": name, "by": "lexicon", "sentences": kept} for name, kept in said.items()))
+        return said
+    from eval.predict import model_digest
+    from migr.engine import open_engine
+
+    by = f"{args.assigner_model.resolve().name}-{model_digest(args.assigner_model)[:8]}"
+    with Growing(file) as out:
+        rows = {row["clip_id"]: row for row in read_jsonl(file, ["clip_id", "by", "sentences"])}
+        for name, row in rows.items():
+            if row["by"] != by or [sentence for sentence, _ in row["sentences"]] != pieces.get(name):
+                raise InputError(
+                    f"{file}: clip {name} is of another run or text: delete the file, or give another --out"
+                )
+        todo = {name: kept for name, kept in pieces.items() if name not in rows}
+        if todo:
+            with open_engine(args.assigner_model, args.engine, max_new_tokens=8) as engine:
+                answers = ask_modalities(engine, engine.task.inputs.processor, chain.from_iterable(todo.values()))
+                for name, kept in tqdm(todo.items(), "assigning", len(pieces), initial=len(rows), unit="clip"):
+                    found = list(zip(kept, islice(answers, len(kept)), strict=True))
+                    rows[name] = {"clip_id": name, "by": by, "sentences": found}
+                    out.append(rows[name])
+    return {name: [(sentence, tuple(found)) for sentence, found in rows[name]["sentences"]] for name in pieces}
+
+
+def refuse(args: argparse.Namespace, source: str, left: dict[str, list[str]], reason: str, what: str, n: int) -> None:
+    """One error for all clips that cannot have a target, unless they are to be left out."""
+    if left[reason] and reason not in args.leave_out:
+        raise InputError(f"{source}: {what} {told(left[reason], n)}; to go on without: --leave_out {reason}")
 
 
 if __name__ == "__main__":

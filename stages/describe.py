@@ -1,0 +1,161 @@
+r"""Where a data set has no reasoning: let a model describe each modality by itself, and write reasoning.jsonl.
+
+    python stages/describe.py --clips runs/x/clips/clips.jsonl --model runs/x/export \
+        --out runs/x/described/reasoning.jsonl
+
+Each clip is described twice: its frames without the sound, and its sound without the frames, so that neither
+description can borrow from the other. A transcript goes through word for word. The model is never told the label. Each
+line holds `segments`, a `conclusion` that names the evidence and no emotion, and `by` (model, questions and settings).
+
+    names_other   {modality: [emotions]} of descriptions that name another emotion than the label: marked, not hidden
+                  (stages/targets.py --leave_out names_other leaves such clips out)
+    cut           modalities whose description was cut at --max_new_tokens
+    unusable      {modality: text} of descriptions that are empty or hold tags; they are in no segment
+
+An interrupted run goes on where it stopped, clip by clip.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.growing import Growing
+from eval.predict import model_digest
+from migr.clips import Clip, read_clips
+from migr.emotions import LabelSet, label_set
+from migr.errors import InputError, Parser, exit_on_input_error
+from migr.media import MediaSettings
+from migr.omni.prompt import DESCRIBE, render_prompt
+from migr.reasoning import parse
+from migr.records import Row, digest, read_jsonl
+
+MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
+NAMES = {"video": "the video", "audio": "the audio", "text": "the words"}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
+    parser.add_argument("--model", type=Path, required=True, help="model folder; stages/export.py writes one for vllm")
+    parser.add_argument("--out", type=Path, required=True, help="reasoning.jsonl to write, or to go on with")
+    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    parser.add_argument("--split", default="train", help="split of the clips to describe, or `all`")
+    parser.add_argument(
+        "--modalities", nargs="+", choices=DESCRIBE, default=list(DESCRIBE), help="which to describe (default both)"
+    )
+    for modality, ask in DESCRIBE.items():
+        parser.add_argument(f"--ask_{modality}", default=ask, help=f"the question about {modality} (default: {ask})")
+    parser.add_argument("--engine", default="auto", help="vllm, transformers, or auto: vllm where it is installed")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest description in tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--batch_size", type=int, help="descriptions worked on together")
+    parser.add_argument("--cache_dir", type=Path, help="folder of decoded clips")
+    parser.add_argument("--limit", type=int, help="describe only the first so many clips")
+    media = MediaSettings()
+    for name in MEDIA:
+        parser.add_argument(f"--{name}", type=type(getattr(media, name)), default=getattr(media, name), help="of clips")
+    return parser.parse_args()
+
+
+def emotions_in(text: str, labels: LabelSet) -> list[str]:
+    """The labels that a text names outright, by their own names or a synonym, in the order of the set."""
+    words = {**labels.synonyms, **{label: label for label in labels.labels}}
+    pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    found = {words[match] for match in re.findall(rf"\b(?:{pattern})\b", text.casefold())}
+    return [label for label in labels.labels if label in found]
+
+
+def row_of(clip: Clip, said: dict[str, Any], by: str, labels: LabelSet) -> Row:
+    """The line of reasoning.jsonl for a clip and what the model said of its modalities (`Generation` each)."""
+    usable: dict[str, str] = {}
+    unusable: dict[str, str] = {}
+    for modality, generation in said.items():
+        text = " ".join(generation.text.split())
+        read = parse(f"<think><{modality}>{text}</{modality}></think><answer>x</answer>")  # as a target will be
+        (unusable if read.error else usable)[modality] = text
+    segments = dict(usable)
+    if transcript := str(clip.extra.get("transcript") or "").strip():
+        segments["text"] = transcript
+    told = " and ".join(NAMES[modality] for modality in segments)
+    row: Row = {
+        "clip_id": clip.clip_id,
+        "segments": segments,
+        "conclusion": f"The evidence is in {told}." if told else "",
+    }
+    if clip.label is not None:
+        named = {m: [e for e in emotions_in(text, labels) if e != clip.label] for m, text in usable.items()}
+        row |= {"names_other": marked} if (marked := {m: others for m, others in named.items() if others}) else {}
+    row |= {"cut": cut} if (cut := [m for m, generation in said.items() if not generation.finished]) else {}
+    row |= {"unusable": unusable} if unusable else {}
+    return row | {"by": by}
+
+
+def main() -> None:
+    """Describe the clips that have no line yet."""
+    # Config
+    args = arguments()
+    labels = label_set(args.labels)
+    settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+    ask = {modality: getattr(args, f"ask_{modality}") for modality in args.modalities}
+    decoding = [getattr(args, name) for name in (*MEDIA, "engine", "dtype", "max_new_tokens", "temperature", "seed")]
+    by = f"{args.model.resolve().name}-{digest(model_digest(args.model), ask, decoding)[:8]}"
+
+    # Data
+    clips = read_clips(args.clips, labels, split=None if args.split == "all" else args.split)[: args.limit]
+    wanted = {clip.clip_id: [m for m in args.modalities if m in clip.modalities] for clip in clips}
+
+    with Growing(args.out) as out:
+        rows = {row["clip_id"]: row for row in read_jsonl(args.out, ["clip_id", "by"], unique="clip_id")}
+        if other := {row["by"] for row in rows.values()} - {by}:
+            raise InputError(
+                f"{args.out}: holds descriptions of another model, question or setting ({', '.join(sorted(other))}, "
+                f"now {by}); give another --out, or delete it"
+            )
+        pending = [clip for clip in clips if clip.clip_id not in rows]
+
+        # Run, save
+        if pending:
+            from migr.engine import Request, open_engine
+            from migr.omni.inputs import OmniInputs
+            from migr.omni.load import load_processor
+
+            processor = load_processor(args.model)
+            inputs = OmniInputs(processor, settings, args.cache_dir)
+            prompts = {m: render_prompt(processor, text, m == "video", m == "audio") for m, text in ask.items()}
+            alone: dict[str, dict[str, Any]] = {"video": {"waveform": None}, "audio": {"frames": None, "fps": None}}
+
+            def requests() -> Iterator[Request]:
+                for clip in pending:
+                    media = inputs.media(clip) if wanted[clip.clip_id] else None
+                    for m in wanted[clip.clip_id]:
+                        assert media is not None
+                        yield Request(f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]))
+
+            options = {
+                name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "batch_size", "dtype")
+            }
+            with open_engine(args.model, args.engine, **options) as engine:
+                answers = engine.generate(requests())
+                for clip in tqdm(pending, "describing", len(clips), initial=len(clips) - len(pending), unit="clip"):
+                    needed = wanted[clip.clip_id]
+                    said = dict(zip(needed, islice(answers, len(needed)), strict=True))
+                    rows[clip.clip_id] = row_of(clip, said, by, labels)
+                    out.append(rows[clip.clip_id])
+
+    marks = {key: sum(key in row for row in rows.values()) for key in ("names_other", "cut", "unusable")}
+    told = ", ".join(f"{count} with {key}" for key, count in marks.items() if count)
+    print(f"describe: {len(rows)} clips, {len(pending)} of them now ({told or 'nothing to mark'}; {by}) -> {args.out}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
