@@ -5,7 +5,9 @@
 Writes a model folder in the layout of the real repository and two sets of targets for `stages/sft.py` with `lora_r: 0`:
 `perceive.jsonl` (name the emotion of the face, of the voice, of the clip) and `describe.jsonl` (describe
 one modality; answer directly; put given text into the tags). A real MLLM knows all this; without it there is no effect
-to study, because the answer can only copy the text. With your own Qwen2.5-Omni, skip this stage.
+to study, because the answer can only copy the text. And a real MLLM learned to describe from captions that often tell
+another emotion's signs, while its answers are right: the captions here err as often (`CAPTION_ERRORS`), so the model
+sees more than it says. With your own Qwen2.5-Omni, skip this stage.
 """
 
 import argparse
@@ -18,7 +20,20 @@ from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, FORMAT, NAME, question
 from migr.omni.tiny import build_tiny
 from migr.reasoning import render
 from migr.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
-from migr.sources import planted
+from migr.sources import planted, wording
+
+# How often a caption of the pretraining tells the signs of the emotion that it is most easily mistaken for. Ours; the
+# pairs are the usual ones of people's judgements of faces. SFT's targets and all test texts are free of such errors.
+CAPTION_ERRORS = 0.2
+MISTAKEN = {
+    "happy": "surprise",
+    "sad": "neutral",
+    "neutral": "sad",
+    "angry": "disgust",
+    "surprise": "fear",
+    "disgust": "angry",
+    "fear": "surprise",
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +56,14 @@ def texts() -> list[str]:
     return [*prompts, *targets, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
 
 
+def caption(row: Row, clip: Row, modality: str, rng: random.Random) -> str:
+    """What the pretraining says that a modality shows: right, or with the signs of another emotion."""
+    if rng.random() >= CAPTION_ERRORS:
+        return row["segments"][modality]
+    shown, dominant = clip["planted"]["shown"][modality], clip["planted"]["dominant"]
+    return wording.describe(modality, MISTAKEN[shown], modality == dominant, "train", rng)
+
+
 def format_task(reasoning: list[Row], rng: random.Random) -> Row:
     """Put given pieces into the tags, in the given order: what any language model can do.
 
@@ -57,7 +80,14 @@ def main() -> None:
     """Build the model, write what it is to learn."""
     # Config
     args = arguments()
-    key = digest({"seed": args.seed, "data": read_json(args.data / "data.json")["digest"], "texts": digest(texts())})
+    key = digest(
+        {
+            "seed": args.seed,
+            "data": read_json(args.data / "data.json")["digest"],
+            "texts": digest(texts()),
+            "captions": [CAPTION_ERRORS, MISTAKEN],
+        }
+    )
     done = args.out / "base.json"
     if done.exists() and read_json(done)["digest"] == key:
         print(f"base: {args.out} holds this model already")
@@ -80,8 +110,11 @@ def main() -> None:
         direct = {**common, "prompt": ANSWER_DIRECTLY, "target": answer, "modalities": both}
         perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": shown})
         perceive.append(direct)
-        for modality, text in row["segments"].items():
-            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": both})
+        for modality in row["segments"]:
+            rng = random.Random(f"caption {args.seed} {i} {modality}")
+            text = caption(row, clip, modality, rng)
+            seen = both if rng.random() < 0.5 else [modality]  # with the other modality beside it, and alone
+            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": seen})
         describe.append(direct)
         if i % 2:
             task = format_task(reasoning, random.Random(f"format {args.seed} {i}"))

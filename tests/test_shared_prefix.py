@@ -1,6 +1,7 @@
 """Sharing a prompt among its completions, and running frozen towers once, change the work and not the numbers."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -127,3 +128,25 @@ def test_kept_tokens_stay_within_the_memory_given(base_model, omni_inputs, clips
 def test_learning_towers_are_refused(thinker, omni_inputs):
     with pytest.raises(AssertionError, match="learns"):
         FrozenTowers(thinker, omni_inputs)
+
+
+@pytest.mark.slow
+def test_how_much_sharing_saves(thinker, omni_inputs, clips, capsys):
+    """Eight clips with eight completions each: seconds of a forward and backward pass, for docs/benchmarks.md."""
+    rows = [i for i in range(8) for _ in range(8)]
+    ids, mask, longest = batch(omni_inputs, [clips[row] for row in rows], random.Random(0).choices(range(30, 80), k=64))
+    seconds = {}
+    for name in ("apart", "shared") * 3:
+        thinker.zero_grad()
+        start = time.perf_counter()
+        if name == "apart":
+            media = omni_inputs.collate([omni_inputs.features(clips[row]) for row in rows])
+            logps = plain(thinker, media, ids, mask, longest)
+        else:
+            media = omni_inputs.collate([omni_inputs.features(clip) for clip in clips[:8]])
+            _, logps = shared(thinker, media, ids, mask, longest, rows)
+        logps.sum().backward()
+        seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
+    with capsys.disabled():
+        print(f"\napart {seconds['apart']:.2f} s, shared {seconds['shared']:.2f} s")
+    assert torch.isfinite(logps).all()
