@@ -22,24 +22,28 @@ Floats = NDArray[np.float64]
 MISSING = -1  # an answer that is no known label, a failed judgement, no segment, no importance
 
 # What happened to a clip. RIGHT and WRONG speak of the answer, CONSISTENT of judge == label.
-_UNPARSEABLE, _RIGHT_CONSISTENT, _RIGHT_INCONSISTENT, _RIGHT_FAILED = range(4)
+_UNPARSEABLE, _RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _RIGHT_FAILED = range(4)
 _WRONG_CONSISTENT, _WRONG_SAME, _WRONG_OTHER, _WRONG_FAILED = range(4, 8)  # SAME: the judge names the (wrong) answer
-_OUTCOMES, _STARTS = 8, 3  # start: 0 unknown, 1 with another modality, 2 with the dominant one
+OUTCOMES, STARTS = 8, 3  # start: 0 unknown, 1 with another modality, 2 with the dominant one
 
-_RIGHT = (_RIGHT_CONSISTENT, _RIGHT_INCONSISTENT, _RIGHT_FAILED)
-_JUDGED = (_RIGHT_CONSISTENT, _RIGHT_INCONSISTENT, _WRONG_CONSISTENT, _WRONG_SAME, _WRONG_OTHER)
+RIGHT = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _RIGHT_FAILED)
+RIGHT_JUDGED = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT)
+_JUDGED = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _WRONG_CONSISTENT, _WRONG_SAME, _WRONG_OTHER)
 CELLS = {
     "right_consistent": (_RIGHT_CONSISTENT,),
-    "right_inconsistent": (_RIGHT_INCONSISTENT,),
+    "right_inconsistent": (RIGHT_INCONSISTENT,),
     "wrong_consistent": (_WRONG_CONSISTENT,),
     "wrong_inconsistent": (_WRONG_SAME, _WRONG_OTHER),
 }
+# The cell of each outcome by name; clips outside the four cells have names of their own.
+CELL_OF = {outcome: name for name, outcomes in CELLS.items() for outcome in outcomes}
+CELL_OF |= {_UNPARSEABLE: "unparseable", _RIGHT_FAILED: "right_not_judged", _WRONG_FAILED: "wrong_not_judged"}
 # Each rate as (outcomes counted, outcomes in the denominator). UAR and the start are not of this form.
 _RATES = {
-    "war": (_RIGHT, tuple(range(_OUTCOMES))),
-    "inconsistent_among_correct": ((_RIGHT_INCONSISTENT,), (_RIGHT_CONSISTENT, _RIGHT_INCONSISTENT)),
-    "inconsistent_among_all": ((_RIGHT_INCONSISTENT,), tuple(range(_OUTCOMES))),
-    "inconsistent_among_correct_worst": ((_RIGHT_INCONSISTENT, _RIGHT_FAILED), _RIGHT),
+    "war": (RIGHT, tuple(range(OUTCOMES))),
+    "inconsistent_among_correct": ((RIGHT_INCONSISTENT,), (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT)),
+    "inconsistent_among_all": ((RIGHT_INCONSISTENT,), tuple(range(OUTCOMES))),
+    "inconsistent_among_correct_worst": ((RIGHT_INCONSISTENT, _RIGHT_FAILED), RIGHT),
     "eea": ((_RIGHT_CONSISTENT, _WRONG_CONSISTENT), _JUDGED),
     "fcr": ((_RIGHT_CONSISTENT,), _JUDGED),
     "epc": ((_RIGHT_CONSISTENT, _WRONG_SAME), _JUDGED),
@@ -74,7 +78,8 @@ def measure(
         The counts `n`, `n_unparseable`, `n_judge_failed`, `n_classes` (classes present in the labels), the `cells`, and
         for each name in `RATES` the rate as a fraction, `<name>_ci95` as [low, high] and its denominator `<name>_n`. A
         rate with denominator 0 is None and so is its interval. `per_class` and `per_dominant` hold the same for the
-        clips of one label or dominant modality (`war` of a class is its recall). `confusion` counts labels x answers.
+        clips of one label or dominant modality (`war` of a class is its recall). `confusion` counts labels x answers,
+        `confusion_judged` labels x judgements.
         A rate of exactly 0 or 1 has an interval of width 0 (nothing can vary in a resample): read its denominator.
     """
     size = len(labels)
@@ -83,10 +88,10 @@ def measure(
         for values in (labels, answers, judgements, first, dominants)
     ]
     assert all(column.shape == (size,) for column in columns), "one value for every clip"
-    confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
-    table = np.zeros((len(classes), _OUTCOMES, _STARTS, len(MODALITIES) + 1), np.int64)
+    confusion, judged = np.zeros((2, len(classes), len(classes) + 1), np.int64)
+    table = np.zeros((len(classes), OUTCOMES, STARTS, len(MODALITIES) + 1), np.int64)
     for begin in range(0, size, 1 << 16):  # a million clips need no more memory than their codes
-        _tally(table, confusion, *(column[begin : begin + (1 << 16)].astype(np.int64) for column in columns))
+        _tally(table, confusion, judged, *(column[begin : begin + (1 << 16)].astype(np.int64) for column in columns))
 
     cells = np.argwhere(table)  # (cells that occur, 4)
     counts = table[tuple(cells.T)]
@@ -105,6 +110,7 @@ def measure(
         "per_class": by(0, classes),
         "per_dominant": by(3, MODALITIES),
         "confusion": {"labels": list(classes), "answers": [*classes, "unparseable"], "counts": confusion.tolist()},
+        "confusion_judged": {"labels": list(classes), "answers": [*classes, "not judged"], "counts": judged.tolist()},
         "bootstrap": {"resamples": resamples, "seed": seed},
     }
 
@@ -114,38 +120,56 @@ def proportion(successes: int, n: int, resamples: int = 2000, seed: int = 0) -> 
     if n == 0:
         return {"accuracy": None, "accuracy_ci95": None, "n": 0}
     draws = np.random.default_rng(seed).binomial(n, successes / n, resamples) / n
-    return {"accuracy": successes / n, "accuracy_ci95": _interval(draws), "n": n}
+    return {"accuracy": successes / n, "accuracy_ci95": interval(draws), "n": n}
 
 
 def _tally(
-    table: Ints, confusion: Ints, labels: Ints, answers: Ints, judgements: Ints, first: Ints, dominants: Ints
+    table: Ints,
+    confusion: Ints,
+    judged: Ints,
+    labels: Ints,
+    answers: Ints,
+    judgements: Ints,
+    first: Ints,
+    dominants: Ints,
 ) -> None:
-    """Add some clips to the joint table (label, outcome, start, dominant) and to labels x answers."""
+    """Add some clips to the joint table (label, outcome, start, dominant), to labels x answers and x judgements."""
     classes, modalities = len(confusion), len(MODALITIES)
     assert labels.min() >= 0 and max(labels.max(), answers.max(), judgements.max()) < classes, "no such class"
     assert min(answers.min(), judgements.min(), first.min(), dominants.min()) >= MISSING, "no such code"
     assert max(first.max(), dominants.max()) < modalities, "no such modality"
+    outcome = outcome_of(labels, answers, judgements)
+    start = start_of(first, dominants)
+    dominant = np.where(dominants == MISSING, modalities, dominants)
+    code = np.ravel_multi_index((labels, outcome, start, dominant), table.shape)
+    table += np.bincount(code, minlength=table.size).reshape(table.shape)
+    for counts, found in ((confusion, answers), (judged, judgements)):
+        cell = labels * (classes + 1) + np.where(found == MISSING, classes, found)
+        counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+
+
+def outcome_of(labels: Ints, answers: Ints, judgements: Ints) -> Ints:
+    """What happened to each clip: (n,) codes below `OUTCOMES`."""
     unparseable, failed = answers == MISSING, judgements == MISSING
     right, consistent, same = answers == labels, judgements == labels, judgements == answers
-    outcome = np.select(
+    return np.select(
         [unparseable, right & failed, right & consistent, right, failed, consistent, same],
         [
             _UNPARSEABLE,
             _RIGHT_FAILED,
             _RIGHT_CONSISTENT,
-            _RIGHT_INCONSISTENT,
+            RIGHT_INCONSISTENT,
             _WRONG_FAILED,
             _WRONG_CONSISTENT,
             _WRONG_SAME,
         ],
         default=_WRONG_OTHER,
     )
-    start = np.where((first == MISSING) | (dominants == MISSING), 0, 1 + (first == dominants))
-    dominant = np.where(dominants == MISSING, modalities, dominants)
-    code = np.ravel_multi_index((labels, outcome, start, dominant), table.shape)
-    table += np.bincount(code, minlength=table.size).reshape(table.shape)
-    column = np.where(unparseable, classes, answers)
-    confusion += np.bincount(labels * (classes + 1) + column, minlength=confusion.size).reshape(confusion.shape)
+
+
+def start_of(first: Ints, dominants: Ints) -> Ints:
+    """How each reasoning starts: (n,) codes below `STARTS`."""
+    return np.where((first == MISSING) | (dominants == MISSING), 0, 1 + (first == dominants))
 
 
 def _figures(counts: Floats, draws: Floats, cells: Ints, classes: int) -> dict[str, Any]:
@@ -163,30 +187,44 @@ def _figures(counts: Floats, draws: Floats, cells: Ints, classes: int) -> dict[s
         "cells": {name: total(outcomes) for name, outcomes in CELLS.items()},
     }
     every = np.vstack([counts, draws])  # row 0 is the data, the others are resamples
-    of_class = label[:, None] == np.arange(classes)
-    hits = every @ (of_class & np.isin(outcome, _RIGHT)[:, None])
-    recalls = _divide(hits, every @ of_class)  # (1 + resamples, classes), nan where a class does not occur
-    occurs = ~np.isnan(recalls)
-    values = {"uar": _divide(np.where(occurs, recalls, 0.0).sum(1), occurs.sum(1))}
-    sizes = {"uar": figures["n"]}
-    for name, (counted, among) in _RATES.items():
-        values[name] = _divide(every @ np.isin(outcome, counted), every @ np.isin(outcome, among))
-        sizes[name] = total(among)
-    values["starts_with_dominant"] = _divide(every @ (start == 2), every @ (start > 0))
-    sizes["starts_with_dominant"] = int(counts[start > 0].sum())
+    values = rates(every, label, outcome, start, classes)
+    sizes = {name: total(among) for name, (_, among) in _RATES.items()}
+    sizes |= {"uar": figures["n"], "starts_with_dominant": int(counts[start > 0].sum())}
     for name in RATES:
         known = sizes[name] > 0
         figures[name] = float(values[name][0]) if known else None
-        figures[f"{name}_ci95"] = _interval(values[name][1:]) if known else None
+        figures[f"{name}_ci95"] = interval(values[name][1:]) if known else None
         figures[f"{name}_n"] = sizes[name]
     return figures
+
+
+def rates(every: Floats, label: Ints, outcome: Ints, start: Ints, classes: int) -> dict[str, Floats]:
+    """Each rate of `RATES` for each row of counts; nan where its denominator is 0.
+
+    Args:
+        every: (r, c) counts of c cells, one row a sample.
+        label, outcome, start: (c,) the coordinates of the cells.
+        classes: Size of the label set.
+
+    Returns:
+        Name -> (r,) fractions.
+    """
+    of_class = label[:, None] == np.arange(classes)
+    hits = every @ (of_class & np.isin(outcome, RIGHT)[:, None])
+    recalls = _divide(hits, every @ of_class)  # (r, classes), nan where a class does not occur
+    occurs = ~np.isnan(recalls)
+    values = {"uar": _divide(np.where(occurs, recalls, 0.0).sum(1), occurs.sum(1))}
+    for name, (counted, among) in _RATES.items():
+        values[name] = _divide(every @ np.isin(outcome, counted), every @ np.isin(outcome, among))
+    values["starts_with_dominant"] = _divide(every @ (start == 2), every @ (start > 0))
+    return values
 
 
 def _divide(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _interval(values: Floats) -> list[float] | None:
+def interval(values: Floats) -> list[float] | None:
     """The 2.5th and 97.5th percentile, over the resamples in which the rate exists."""
     values = values[~np.isnan(values)]
     return [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if len(values) else None

@@ -1,60 +1,98 @@
 """Read predictions, judgements and importances into small integer codes, one row a clip; free of torch.
 
-Texts are read one at a time and not kept: a million predictions need their ids and five small integers each.
+Texts are read one at a time and not kept, nor are the clips' names: of a clip 18 bytes stay, an 8-byte hash of its name
+and five small integers. Where a clip has to be named (in an error, in a list) its row is read again from the file.
 """
 
-import re
+import hashlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eval.metrics import MISSING
 from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.reasoning import MODALITIES, Response, parse, plain
 from migr.records import Row, iter_jsonl
-from reward.score import LONGEST, speaks_of
+from migr.sentences import modalities_of, split
+from reward.score import LONGEST
 
 PREDICTION_KEYS = ("clip_id", "label", "response")
 JUDGEMENT_KEYS = ("clip_id", "judge", "emotion")
-_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 def _codes() -> "array[int]":
     return array("h")
 
 
+def _hashes() -> "array[int]":
+    return array("Q")
+
+
 @dataclass
 class Tally:
     """What `eval.metrics.measure` needs of each clip, in the order of the predictions; MISSING where there is none."""
 
-    ids: dict[str, int] = field(default_factory=dict)  # clip_id -> row
+    clips: "array[int]" = field(default_factory=_hashes)  # 64-bit hashes of the clip ids
     labels: "array[int]" = field(default_factory=_codes)
     answers: "array[int]" = field(default_factory=_codes)
     first: "array[int]" = field(default_factory=_codes)
     judgements: "array[int]" = field(default_factory=_codes)
     dominants: "array[int]" = field(default_factory=_codes)
 
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def rows(self, clips: "array[int]") -> NDArray[np.int64]:
+        """(m,) the row of each of these hashes, or MISSING where the tally has no such clip."""
+        own, wanted = np.asarray(self.clips, np.uint64), np.asarray(clips, np.uint64)
+        if not len(own) or not len(wanted):
+            return np.full(len(wanted), MISSING, np.int64)
+        order = np.argsort(own, kind="stable")
+        place = order[np.searchsorted(own, wanted, sorter=order).clip(max=len(own) - 1)]
+        return np.where(own[place] == wanted, place, MISSING)
+
+
+@dataclass(frozen=True)
+class Dominants:
+    """The dominant modality of each clip of importance.jsonl, an index into `MODALITIES`."""
+
+    clips: "array[int]"
+    codes: "array[int]"
+
 
 def order_of(response: Response) -> list[str]:
     """The modalities of a reasoning in the order in which it comes to them.
 
-    They are the tagged segments. Where there are none (other systems' output) each sentence counts for the modality
-    that its words speak of, or for none.
+    They are the tagged segments. Where there are none (other systems' output) each sentence counts for the modalities
+    that it gives evidence from, or for none (`migr.sentences`).
     """
     if response.reasoning is None:
         return []
     if response.reasoning.segments:
         return list(response.reasoning.order)
-    sentences = _SENTENCE.split(response.reasoning.conclusion[:LONGEST])
-    spoken = [modality for modality in map(speaks_of, sentences) if modality is not None]
-    return list(dict.fromkeys(spoken))
+    sentences = split(response.reasoning.conclusion[:LONGEST])
+    return list(dict.fromkeys(modality for sentence in sentences for modality in modalities_of(sentence)))
 
 
 def answer_of(response: Response, labels: LabelSet) -> str | None:
     """The one known label that the response answers, or None. The rest of the format does not matter here."""
     return labels.canonical(response.answer) if response.answer else None
+
+
+def reasoning_of(text: str) -> str:
+    """The reasoning of a response as a judge reads it: without tags, and without the answer wherever it stands."""
+    response = parse(text)
+    if response.think is None or "<answer>" not in response.think:
+        return plain(response)
+    before, _, rest = response.think.partition("<answer>")  # an answer inside the reasoning must not reach the judge
+    return plain(parse(f"<think>{before} {rest.partition('</answer>')[2]}</think>"))
 
 
 def read_predictions(path: Path, labels: LabelSet) -> Tally:
@@ -65,8 +103,7 @@ def read_predictions(path: Path, labels: LabelSet) -> Tally:
     """
     tally = Tally()
     index = {label: i for i, label in enumerate(labels.labels)}
-    for row in iter_jsonl(path, PREDICTION_KEYS):
-        where = _new_clip(path, row, tally.ids)
+    for where, row in _rows(path, PREDICTION_KEYS, tally.clips):
         tally.labels.append(_label(where, "label", row["label"], labels, index))
         if not isinstance(row["response"], str):
             raise InputError(f"{where}: response must be text, not {type(row['response']).__name__}")
@@ -80,10 +117,11 @@ def read_predictions(path: Path, labels: LabelSet) -> Tally:
         if not isinstance(order, list) or any(modality not in MODALITIES for modality in order):
             raise InputError(f"{where}: order must be a list of {', '.join(MODALITIES)}, not {order!r}")
         tally.first.append(MODALITIES.index(order[0]) if order else MISSING)
-    if not tally.ids:
+    if not len(tally):
         raise InputError(f"{path}: no predictions in it")
-    tally.judgements.extend([MISSING] * len(tally.ids))
-    tally.dominants.extend([MISSING] * len(tally.ids))
+    _unique(path, tally.clips)
+    tally.judgements.extend([MISSING] * len(tally))
+    tally.dominants.extend([MISSING] * len(tally))
     return tally
 
 
@@ -94,77 +132,77 @@ def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
         InputError: A clip that has no prediction or comes twice, an emotion outside the set, more than one judge.
     """
     index = {label: i for i, label in enumerate(labels.labels)}
-    seen: dict[str, int] = {}
+    clips, codes = _hashes(), _codes()
     judge = None
-    for row in iter_jsonl(path, JUDGEMENT_KEYS):
-        where = _new_clip(path, row, seen)
-        if row["clip_id"] not in tally.ids:
-            raise InputError(f"{where}: judged, but not among the predictions: is this another run's file?")
+    for where, row in _rows(path, JUDGEMENT_KEYS, clips):
         judge = judge or row["judge"]
         if not isinstance(judge, str) or row["judge"] != judge:
             raise InputError(f"{where}: judge {row['judge']!r} beside {judge!r}: a file holds one judge's judgements")
-        if row["emotion"] is not None:
-            tally.judgements[tally.ids[row["clip_id"]]] = _label(where, "emotion", row["emotion"], labels, index)
+        found = row["emotion"] is not None
+        codes.append(_label(where, "emotion", row["emotion"], labels, index) if found else MISSING)
+    rows = tally.rows(clips)
+    if (rows == MISSING).any():
+        name = clip_at(path, int(np.argmax(rows == MISSING)))
+        raise InputError(f"{path}: clip {name!r}: judged, but not among the predictions: is this another run's file?")
+    _unique(path, clips)
+    np.frombuffer(tally.judgements, np.int16)[rows] = codes
     return judge or "no judgements"
 
 
-def read_dominants(path: Path) -> dict[str, int]:
-    """Clip id -> index of its dominant modality, from importance.jsonl.
+def read_dominants(path: Path) -> Dominants:
+    """The dominant modality of each clip, from importance.jsonl.
 
     Raises:
         InputError: A key is missing, a clip comes twice, or the modality is unknown.
     """
-    dominants: dict[str, int] = {}
-    for row in iter_jsonl(path, ("clip_id", "dominant")):
-        where = _new_clip(path, row, dominants)
+    dominants = Dominants(_hashes(), _codes())
+    for where, row in _rows(path, ("clip_id", "dominant"), dominants.clips):
         if row["dominant"] not in MODALITIES:
             raise InputError(f"{where}: dominant {row['dominant']!r} is none of {', '.join(MODALITIES)}")
-        dominants[row["clip_id"]] = MODALITIES.index(row["dominant"])
+        dominants.codes.append(MODALITIES.index(row["dominant"]))
+    _unique(path, dominants.clips)
     return dominants
 
 
-def add_dominants(tally: Tally, dominants: dict[str, int]) -> None:
+def add_dominants(tally: Tally, dominants: Dominants) -> None:
     """Note each clip's dominant modality; importances of clips outside the predictions do not matter."""
-    for clip_id, row in tally.ids.items():
-        tally.dominants[row] = dominants.get(clip_id, MISSING)
+    rows = tally.rows(dominants.clips)
+    known = rows != MISSING
+    column = np.frombuffer(tally.dominants, np.int16)
+    column[:] = MISSING
+    column[rows[known]] = np.asarray(dominants.codes)[known]
 
 
-def examples(path: Path, tally: Tally, labels: LabelSet, limit: int = 30) -> list[dict[str, Any]]:
-    """The first clips whose answer is right and whose judgement is another emotion, as `eval.report` shows them."""
-    rows: list[dict[str, Any]] = []
-    for i, row in enumerate(iter_jsonl(path, PREDICTION_KEYS)):
-        label, judged, dominant = tally.labels[i], tally.judgements[i], tally.dominants[i]
-        if tally.answers[i] != label or judged in (MISSING, label):
-            continue
-        response = parse(row["response"])
-        reasoning = response.reasoning
-        tagged: list[tuple[str | None, str]] = [*reasoning.segments] if reasoning and reasoning.segments else []
-        rest = reasoning.conclusion if reasoning and tagged else plain(response) or row["response"]
-        rows.append(
-            {
-                "clip_id": row["clip_id"],
-                "label": labels.labels[label],
-                "answer": labels.labels[label],
-                "judged": labels.labels[judged],
-                "dominant": None if dominant == MISSING else MODALITIES[dominant],
-                "segments": [*tagged, (None, rest)],
-            }
+def clip_at(path: Path, row: int) -> str:
+    """The clip id in a row of a file, counted from 0."""
+    return next(islice(iter_jsonl(path), row, None))["clip_id"]
+
+
+def _rows(path: Path, keys: tuple[str, ...], clips: "array[int]") -> Iterator[tuple[str, Row]]:
+    """Rows with how messages name them; the hash of each clip id is added to `clips`."""
+    for row in iter_jsonl(path, keys):
+        clip_id = row["clip_id"]
+        where = f"{path}: clip {clip_id!r}"
+        if not isinstance(clip_id, str) or not clip_id:
+            raise InputError(f"{where}: clip_id must be a non-empty string")
+        clips.append(clip_hash(clip_id))
+        yield where, row
+
+
+def clip_hash(clip_id: str) -> int:
+    """64 bits: among a million clips, two share a hash once in 40 million files; `_unique` would say so."""
+    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _unique(path: Path, clips: "array[int]") -> None:
+    hashes = np.asarray(clips, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if len(again):
+        one, two = (clip_at(path, int(order[i])) for i in (again[0], again[0] + 1))
+        raise InputError(
+            f"{path}: clip {two!r} " + ("stands there twice" if one == two else f"has the hash of {one!r}")
         )
-        if len(rows) == limit:
-            break
-    return rows
-
-
-def _new_clip(path: Path, row: Row, seen: dict[str, int]) -> str:
-    """Check a row's clip_id and add it to `seen`; returns how messages name the row."""
-    clip_id = row["clip_id"]
-    where = f"{path}: clip {clip_id!r}"
-    if not isinstance(clip_id, str) or not clip_id:
-        raise InputError(f"{where}: clip_id must be a non-empty string")
-    if clip_id in seen:
-        raise InputError(f"{where} stands there twice")
-    seen[clip_id] = len(seen)
-    return where
 
 
 def _label(where: str, key: str, value: Any, labels: LabelSet, index: dict[str, int]) -> int:

@@ -10,10 +10,11 @@ was fitted on: the accuracy printed is the one to keep beside every figure that 
 import argparse
 from pathlib import Path
 
+from eval.judges import labelled_texts, reliability
 from migr.emotions import label_set
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.judge import Judge, fit_classifier, open_judge
-from migr.records import Row, read_jsonl, write_json
+from migr.judge import fit_classifier, open_judge
+from migr.records import write_json
 
 
 def arguments() -> argparse.Namespace:
@@ -26,13 +27,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def agreement(judge: Judge, rows: list[Row]) -> Row:
-    """How often a judge names the emotion of labelled texts; a failed judgement is not right."""
-    found = [judgement.emotion for judgement in judge.judge([row["text"] for row in rows])]
-    right = sum(emotion == row["emotion"] for emotion, row in zip(found, rows, strict=True))
-    return {"accuracy": right / len(rows), "n": len(rows), "failed": found.count(None)}
-
-
 def main() -> None:
     """Fit, measure, save."""
     # Config
@@ -40,12 +34,7 @@ def main() -> None:
     labels = label_set(args.labels)
 
     # Data
-    sets = {}
-    for path in (args.fit, args.check):
-        sets[path] = read_jsonl(path, ["text", "emotion"])
-        for number, row in enumerate(sets[path], 1):
-            if row["emotion"] not in labels.labels:
-                raise InputError(f"{path}:{number}: emotion {row['emotion']!r} is none of {', '.join(labels.labels)}")
+    sets = {path: labelled_texts(path, labels) for path in (args.fit, args.check)}
     overlap = {row["text"] for row in sets[args.fit]} & {row["text"] for row in sets[args.check]}
     if overlap:
         raise InputError(f"{args.check}: {len(overlap)} texts also stand in {args.fit}: the measure would flatter")
@@ -56,10 +45,10 @@ def main() -> None:
         [r["text"] for r in sets[args.fit]], [r["emotion"] for r in sets[args.fit]], labels, args.out
     )
     accuracy = {
-        fitted.name: agreement(fitted, sets[args.check]),
+        fitted.name: reliability(fitted, sets[args.check], labels),
         lexicon.name: {
-            **agreement(lexicon, sets[args.check]),
-            "on_fit": agreement(lexicon, sets[args.fit]),  # which it was not fitted on either
+            **reliability(lexicon, sets[args.check], labels),
+            "on_fit": reliability(lexicon, sets[args.fit], labels),  # which it was not fitted on either
         },
     }
 

@@ -6,12 +6,13 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from eval.consistency import main
-from eval.tally import order_of
+from eval.tally import add_dominants, order_of, read_dominants, read_judgements, read_predictions, reasoning_of
 from migr.emotions import DFEW, label_set
 from migr.errors import InputError
 from migr.judge import CUE_WORDS, fit_classifier
@@ -84,8 +85,105 @@ def test_the_arithmetic_takes_a_second_from_any_folder_and_imports_no_torch(tmp_
     assert metrics["judge"] == {"name": "planted", "accuracy": None, "n": 0}
     assert "reliability not measured" in done.stdout and "evaluation: WAR" in done.stdout
     page = (tmp_path / "result" / "report.html").read_text()
-    assert page.count("<article>") == 30 and '<span class="seg audio">' in page
+    assert "c1999" in page and "planted" in page
     assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["metrics.json", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("right", "inconsistent", "headline", "of_all"),
+    [(1757, 318, "18.10", "13.75"), (1709, 126, "7.37", "5.45")],
+)
+def test_the_published_counts_give_the_published_percentages_from_files(
+    tmp_path, right, inconsistent, headline, of_all
+):
+    """Of 2,312 clips: the integers that give both published percentages of either system."""
+    answers = ["sad" if i < right else "fear" for i in range(2312)]
+    rows = [
+        {"clip_id": f"{i}", "label": "sad", "response": f"<think>…</think><answer>{a}</answer>"}
+        for i, a in enumerate(answers)
+    ]
+    judged = [{"clip_id": f"{i}", "judge": "j", "emotion": "angry" if i < inconsistent else "sad"} for i in range(2312)]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    write_jsonl(tmp_path / "judgements.jsonl", reversed(judged))
+    files = ("--predictions", tmp_path / "predictions.jsonl", "--judgements", tmp_path / "judgements.jsonl")
+    metrics = main([*map(str, files), "--out", str(tmp_path / "out")])
+    assert f"{100 * metrics['inconsistent_among_correct']:.2f}" == headline
+    assert f"{100 * metrics['inconsistent_among_all']:.2f}" == of_all
+
+
+def test_of_a_clip_little_more_than_twenty_bytes_stay_in_memory(tmp_path):
+    def peak(count):
+        for name, row in (("predictions", ROW), ("judgements", JUDGED)):
+            write_jsonl(tmp_path / f"{name}.jsonl", (row | {"clip_id": f"clip-{i:07d}"} for i in range(count)))
+        write_jsonl(
+            tmp_path / "importance.jsonl", ({"clip_id": f"clip-{i:07d}", "dominant": "audio"} for i in range(count))
+        )
+        tracemalloc.start()
+        table = read_predictions(tmp_path / "predictions.jsonl", label_set("dfew"))
+        read_judgements(tmp_path / "judgements.jsonl", label_set("dfew"), table)
+        add_dominants(table, read_dominants(tmp_path / "importance.jsonl"))
+        assert len(table) == count and set(table.judgements) == {1} and set(table.dominants) == {1}
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(20_000) - peak(4_000) < 16_000 * 80  # a clip's row has 300 bytes, and as objects a thousand
+
+
+def test_judgements_and_importances_are_joined_by_clip_in_any_order(tmp_path):
+    planted(tmp_path, 300)
+    flags = [f"--{name}={tmp_path}/{name}.jsonl" for name in ("predictions", "judgements", "importance")]
+    before = main([*flags, "--out", str(tmp_path / "a")])
+    for name in ("judgements", "importance"):
+        rows = read_jsonl(tmp_path / f"{name}.jsonl")
+        random.Random(1).shuffle(rows)
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    assert main([*flags, "--out", str(tmp_path / "a")]) == before
+
+
+def test_other_systems_files_are_converted_and_then_counted_alike(tmp_path):
+    planted(tmp_path, 100)
+    rows = read_jsonl(tmp_path / "predictions.jsonl")
+    flags = ["--judge", "lexicon", "--judge_check", "none"]
+    own = main(["--predictions", str(tmp_path / "predictions.jsonl"), *flags, "--out", str(tmp_path / "own")])
+    (tmp_path / "erv.txt").write_text("".join(f"DFEW/clip/{row['clip_id']}.mp4|{row['response']}\n" for row in rows))
+    (tmp_path / "truth.csv").write_text("video_name,label\n" + "".join(f"{r['clip_id']},{r['label']}\n" for r in rows))
+    flags += ["--predictions", str(tmp_path / "erv.txt"), "--truth", str(tmp_path / "truth.csv")]
+    other = main([*flags, "--out", str(tmp_path / "other")])
+    assert {key: own[key] for key in own if key != "settings"} == {k: other[k] for k in other if k != "settings"}
+    assert other["settings"]["format"] == "lines" and other["synonyms"]["joy"] == "happy"
+    assert len(read_jsonl(tmp_path / "other" / "predictions.jsonl")) == 100
+    assert main([*flags, "--out", str(tmp_path / "other")]) == other  # a rerun finds its own files
+    (tmp_path / "erv.txt").write_text("c1|text\n")
+    with pytest.raises(InputError, match="another predictions"):
+        main([*flags, "--out", str(tmp_path / "other")])
+
+
+def test_the_judge_is_measured_on_the_shipped_texts_unless_told_otherwise(tmp_path):
+    planted(tmp_path, 20)
+    flags = ["--predictions", str(tmp_path / "predictions.jsonl"), "--judge", "lexicon", "--out", str(tmp_path / "out")]
+    judge = main(flags)["judge"]
+    assert judge["n"] == 210 and judge["texts"] == "shipped" and 0.3 < judge["kappa"] < 1
+    assert main([*flags, "--judge_check", "none"])["judge"]["accuracy"] is None
+    (tmp_path / "labels.txt").write_text("happy\nsad\nbored\n")  # the shipped texts say nothing about bored
+    write_jsonl(tmp_path / "predictions.jsonl", [ROW])
+    flags = [*flags[:-1], str(tmp_path / "own"), "--labels", str(tmp_path / "labels.txt")]
+    assert main(flags)["judge"]["n"] == 0
+
+
+def test_words_that_name_an_emotion_can_be_hidden_from_the_judge(tmp_path):
+    rows = [
+        {"clip_id": "a", "label": "sad", "response": "<think>She is sad.</think><answer>sad</answer>"},
+        {"clip_id": "b", "label": "sad", "response": "<think>She is sad, tearful.</think><answer>sad</answer>"},
+    ]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    flags = ["--predictions", str(tmp_path / "predictions.jsonl"), "--judge", "lexicon", "--out", str(tmp_path / "out")]
+    assert main(flags)["n_judge_failed"] == 0
+    with pytest.raises(InputError, match="another judge"):
+        main([*flags, "--hide_emotion_words"])
+    metrics = main([*flags, "--hide_emotion_words", "--overwrite"])
+    assert metrics["n_judge_failed"] == 1 and metrics["inconsistent_among_correct"] == 0
+    assert metrics["judge"]["name"] == "lexicon, emotion words hidden"
 
 
 def test_without_judgements_accuracy_is_measured_and_consistency_left_open(tmp_path):
@@ -184,6 +282,19 @@ def test_what_is_derived_from_the_response_yields_to_what_the_row_says(tmp_path)
     assert metrics["starts_with_dominant"] == pytest.approx(2 / 3) and metrics["starts_with_dominant_n"] == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("<think>One. <audio>Two.</audio></think><answer>sad</answer>", "One. Two."),
+        ("<think>One. <answer>sad</answer> Two.</think>", "One. Two."),
+        ("<think>One. <answer>sad</think><answer>fear</answer>", "One."),
+        ("<answer>sad</answer>", ""),
+    ],
+)
+def test_the_answer_is_cut_out_of_what_a_judge_reads(text, read):
+    assert reasoning_of(text) == read
+
+
 def test_untagged_reasoning_is_ordered_by_what_its_sentences_speak_of():
     text = "<think>It is late. Her voice trembles. The eyes are wide! She sounds afraid.</think><answer>fear</answer>"
     assert order_of(parse(text)) == ["audio", "video"]
@@ -245,6 +356,10 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW], None, ["--resample", "5"], "unrecognized arguments: --resample"),
         ([ROW], None, ["--resamples", "many"], "argument --resamples: invalid int value: 'many'"),
         ([ROW], None, ["--resamples", "0"], "--resamples must be at least 1"),
+        ([ROW], None, ["--judge_prices", "cheap"], "invalid PROMPT,COMPLETION value: 'cheap'"),
+        ([ROW], None, ["--truth", "none.csv"], "none.csv: no such file"),
+        ([ROW], None, ["--judge", "endpoint:nowhere"], "expected endpoint:URL#MODEL"),
+        ([ROW], None, ["--judge", "llm:nowhere"], "nowhere: no model folder"),
     ],
 )
 def test_a_mistake_in_the_input_is_named_in_one_line(tmp_path, predictions, judgements, flags, message):
@@ -305,8 +420,8 @@ def test_hostile_responses_are_counted_and_shown_harmlessly(tmp_path):
     done = run(tmp_path, "--predictions", "predictions.jsonl", "--judgements", "judgements.jsonl", "--out", "result")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "result" / "report.html").read_text(encoding="utf-8")
-    assert "&lt;script&gt;alert(1)" in page and "<script" not in page and "<i>j" not in page
-    assert len(page) < 100_000 and not {"\x00", "\x1b", "\x07"} & set(page)
+    assert "<script>alert(1)" not in page and "<i>j" not in page
+    assert len(page) < 200_000 and not {"\x00", "\x1b", "\x07"} & set(page)
     assert read_json(tmp_path / "result" / "metrics.json")["inconsistent_among_correct"] == 1
     lexicon = main(
         ["--predictions", str(tmp_path / "predictions.jsonl"), "--judge", "lexicon", "--out", str(tmp_path / "judged")]
@@ -350,7 +465,7 @@ def test_generation_goes_on_where_it_stopped(generated, tmp_path, capsys):
     assert "1 of 6 clips have no label and are left out" in capsys.readouterr().out
     assert metrics["n"] == 5 and metrics["settings"]["split"] == "test"
     whole = read_jsonl(tmp_path / "whole" / "predictions.jsonl")
-    assert set(whole[0]) == {"clip_id", "label", "response", "answer", "order", "finished", "seconds"}
+    assert set(whole[0]) == {"clip_id", "label", "response", "answer", "order", "finished"}
     assert read_json(tmp_path / "whole" / "env.json")["torch"]
 
     part = tmp_path / "part"

@@ -55,6 +55,8 @@ def test_war_uar_and_confusion_are_those_of_scikit_learn(table):
     expected = confusion_matrix(labels, answers, labels=[0, 1, 2, 3, MISSING])[:4]
     assert figures["confusion"]["counts"] == expected.tolist()
     assert figures["confusion"]["answers"] == [*CLASSES, "unparseable"]
+    expected = confusion_matrix(labels, judgements, labels=[0, 1, 2, 3, MISSING])[:4]
+    assert figures["confusion_judged"]["counts"] == expected.tolist()
 
 
 @given(tables())
@@ -156,6 +158,34 @@ def test_the_multinomial_bootstrap_agrees_with_resampling_the_clips_themselves()
     for name in ("war", "uar", "inconsistent_among_correct", "inconsistent_among_correct_worst", "epc"):
         expected = np.percentile([row[name] for row in by_clip], [2.5, 97.5])
         assert figures[f"{name}_ci95"] == pytest.approx(expected, abs=0.015)
+
+
+def test_the_intervals_cover_the_truth_about_as_often_as_they_say():
+    """600 samples of 500 clips from a population whose rates are known; 95 % of the intervals should hold them."""
+    rng = np.random.default_rng(2)
+    share, recall, supports = (
+        np.array([0.4, 0.3, 0.2, 0.1]),
+        np.array([0.9, 0.7, 0.6, 0.5]),
+        np.array([0.95, 0.8, 0.7, 0.9]),
+    )
+    truth = {
+        "war": share @ recall,
+        "uar": recall.mean(),
+        "inconsistent_among_correct": share @ (recall * (1 - supports)) / (share @ recall),
+        "inconsistent_among_all": share @ (recall * (1 - supports)),
+    }
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(600):
+        labels = rng.choice(4, 500, p=share)
+        right, consistent = rng.random(500) < recall[labels], rng.random(500) < supports[labels]
+        answers = np.where(right, labels, (labels + 1) % 4)
+        judgements = np.where(consistent, labels, (labels + 2) % 4)
+        figures = measure(labels, answers, judgements, CLASSES, resamples=400, seed=seed)
+        for name, rate in truth.items():
+            low, high = figures[f"{name}_ci95"]
+            covered[name] += low <= rate <= high
+    for name, times in covered.items():
+        assert 0.92 < times / 600 < 0.98, (name, times / 600)  # the binomial's own 3.3 sigma around 95 %
 
 
 def test_a_million_clips_take_seconds_and_little_memory():

@@ -1,0 +1,107 @@
+"""Judges: they read a reasoning alone, never the answer or the clip, and name the emotion that it conveys.
+
+`open_judge` takes one of these names:
+
+    lexicon              cue words (embedded; the rewards' judge)
+    DIR                  a folder of stages/judge.py (embedded: fitted on labelled texts), or any Hugging Face
+                         text-classification model, such as one of GoEmotions' 28 emotions
+    llm:DIR              a Qwen-Omni model folder, through the engine: it can only reply with a label
+    endpoint:URL#MODEL   a model behind an OpenAI-compatible URL, such as `vllm serve` or a paid service
+
+No two share anything but the text that they read. A judge that cannot tell says so: failure is a status, never a label.
+"""
+
+from pathlib import Path
+
+from migr.emotions import LabelSet
+from migr.errors import InputError
+from migr.judge.base import (
+    LONGEST,
+    NO_REPLY,
+    Judge,
+    Judgement,
+    close,
+    judgement_row,
+    prompt_of,
+    read_config,
+    usage_of,
+)
+from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
+from migr.judge.lexicon import CUE_WORDS, LexiconJudge
+
+__all__ = [
+    "CUE_WORDS",
+    "LONGEST",
+    "NO_REPLY",
+    "ClassifierJudge",
+    "Judge",
+    "Judgement",
+    "LexiconJudge",
+    "close",
+    "fit_classifier",
+    "judgement_row",
+    "open_judge",
+    "prompt_of",
+    "usage_of",
+]
+
+
+def open_judge(
+    name: str | Path,
+    labels: LabelSet,
+    *,
+    hide_emotion_words: bool = False,
+    cache: str | Path | None = None,
+    prices: tuple[float, float] | None = None,
+    engine: str = "auto",
+) -> Judge:
+    """Open a judge by its name (see the module's text). A model is loaded when the first text is judged.
+
+    Args:
+        name: `lexicon`, a folder, `llm:DIR` or `endpoint:URL#MODEL`.
+        labels: What it may name.
+        hide_emotion_words: The judge does not see words that name an emotion (`migr.judge.hidden`).
+        cache: File of judgements already made, for judges that load a model or are paid; None asks again.
+        prices: Of an endpoint: money per million prompt and completion tokens, to add the cost up.
+        engine: What runs `llm:DIR`: "vllm", "transformers", or "auto" (vllm where it is installed).
+
+    Raises:
+        InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
+    """
+    judge = _open(str(name), labels, prices, engine)
+    if cache is not None and not isinstance(judge, LexiconJudge | ClassifierJudge):  # those answer faster than a file
+        from migr.judge.cache import CachedJudge
+
+        judge = CachedJudge(judge, Path(cache))
+    if hide_emotion_words:
+        from migr.judge.hidden import HidingJudge
+
+        judge = HidingJudge(judge, labels)
+    return judge
+
+
+def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: str) -> Judge:
+    if name == "lexicon":
+        return LexiconJudge(labels)
+    kind, _, rest = name.partition(":")
+    if kind == "endpoint":
+        from migr.judge.endpoint import EndpointJudge
+
+        return EndpointJudge(rest, labels, prices)
+    if kind == "llm":
+        from migr.judge.llm import LlmJudge
+
+        return LlmJudge(Path(rest), labels, engine)
+    folder = Path(name)
+    if (folder / "judge.json").is_file():
+        return open_fitted(folder, labels)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"judge {name!r}: neither 'lexicon' nor a folder with a fitted judge (judge.json) or a text classifier "
+            "(config.json), nor llm:DIR or endpoint:URL#MODEL"
+        )
+    if not any("SequenceClassification" in str(made) for made in read_config(folder).get("architectures") or []):
+        raise InputError(f"judge {name!r}: the model is no text classifier; to ask a language model, say llm:{name}")
+    from migr.judge.huggingface import HuggingFaceJudge
+
+    return HuggingFaceJudge(folder, labels)

@@ -1,0 +1,80 @@
+"""Judgements that have been made before: a rerun does not pay for them again."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from migr.errors import InputError
+from migr.judge.base import NO_REPLY, Judge, Judgement, close, prompt_of, usage_of
+from migr.records import digest
+
+
+class CachedJudge:
+    """Another judge behind an SQLite file, keyed by (judge, prompt, text).
+
+    Several processes may share the file. Each chunk is stored as soon as it is judged, so that an interruption loses
+    `at_once` judgements at most. A failure that another attempt may mend is not stored.
+    """
+
+    def __init__(self, judge: Judge, path: Path) -> None:
+        self.inner, self.name, self.path = judge, judge.name, path
+        self.at_once = getattr(judge, "at_once", 256)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--judge_cache {path}: {error.strerror or error}; name another file") from None
+        self._run("CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, judgement TEXT NOT NULL)", [()])
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """One judgement a text; equal texts are judged once.
+
+        Raises:
+            InputError: The file is no cache, or cannot be written.
+        """
+        keys = [digest(self.name, prompt_of(self.inner), text) for text in texts]
+        found = {key: judgement for key in dict.fromkeys(keys) if (judgement := self._known(key)) is not None}
+        missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in found]
+        for begin in range(0, len(missing), self.at_once):
+            chunk = missing[begin : begin + self.at_once]
+            made = self.inner.judge([text for _, text in chunk])
+            new = {key: judgement for (key, _), judgement in zip(chunk, made, strict=True)}
+            found.update(new)
+            rows = [
+                (key, json.dumps(asdict(judgement)))
+                for key, judgement in new.items()
+                if not judgement.status.startswith(NO_REPLY)
+            ]
+            self._run("INSERT OR REPLACE INTO judgements VALUES (?, ?)", rows)
+        return [found[key] for key in keys]
+
+    def _known(self, key: str) -> Judgement | None:
+        row = self._run("SELECT judgement FROM judgements WHERE key = ?", [(key,)])
+        return Judgement(**json.loads(row[0])) if row else None
+
+    def _run(self, statement: str, rows: Sequence[tuple[str, ...]]) -> tuple[str] | None:
+        """Execute a statement for each row in one transaction; gives the first result of the last."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                result = None
+                for row in rows:
+                    result = connection.execute(statement, row).fetchone()
+                return result
+        except sqlite3.Error as error:
+            raise InputError(f"--judge_cache {self.path}: {error}; delete it or name another file") from None
+
+    @property
+    def prompt(self) -> str:
+        """The other judge's."""
+        return prompt_of(self.inner)
+
+    @property
+    def usage(self) -> dict[str, float] | None:
+        """The other judge's."""
+        return usage_of(self.inner)
+
+    def close(self) -> None:
+        """Close the other judge."""
+        close(self.inner)

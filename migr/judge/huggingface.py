@@ -1,0 +1,153 @@
+"""Any Hugging Face text-classification model as a judge, with a map from its labels to ours."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from migr.emotions import LabelSet
+from migr.errors import InputError
+from migr.judge.base import LONGEST, Judgement, folder_name, read_config
+from migr.records import digest, read_json
+
+# GoEmotions' 28 labels (Demszky et al., 2020) -> DFEW's 7: the authors' own grouping by Ekman's emotions.
+GOEMOTIONS = {
+    **dict.fromkeys(("anger", "annoyance", "disapproval"), "anger"),
+    "disgust": "disgust",
+    **dict.fromkeys(("fear", "nervousness"), "fear"),
+    **dict.fromkeys(("admiration", "amusement", "approval", "caring", "desire", "excitement"), "happiness"),
+    **dict.fromkeys(("gratitude", "joy", "love", "optimism", "pride", "relief"), "happiness"),
+    **dict.fromkeys(("disappointment", "embarrassment", "grief", "remorse", "sadness"), "sadness"),
+    **dict.fromkeys(("confusion", "curiosity", "realization", "surprise"), "surprise"),
+    "neutral": "neutral",
+}
+# What MAFW's further four take from those groups: the correspondence that ERV (arXiv 2510.23506) uses for its reward.
+GOEMOTIONS_MAFW = {
+    "disapproval": "contempt",
+    "nervousness": "anxiety",
+    "grief": "helplessness",
+    "disappointment": "disappointment",
+}
+AT_ONCE = 32  # windows of text in one forward pass
+
+
+class HuggingFaceJudge:
+    """Names the emotion of the highest probability, summed (exclusive labels) or taken at most (independent ones).
+
+    Independent labels, as in GoEmotions, have a sigmoid each: of a group the largest counts, so that a group of twelve
+    has no advantage over a group of one. What is longer than the model reads at once is read in windows, and their
+    probabilities are averaged. Probabilities are normalised over our labels; labels without a counterpart are left out.
+    """
+
+    at_once = 256
+
+    def __init__(self, folder: Path, labels: LabelSet) -> None:
+        config = read_config(folder)
+        names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+        given = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
+        self.folder, self.labels = folder, labels
+        self.map = label_map(folder, [names[i] for i in sorted(names)], labels, given)
+        several = config.get("problem_type") == "multi_label_classification"
+        self.independent = several or {name.casefold() for name in names.values()} == set(GOEMOTIONS)
+        self.name = f"{folder_name(folder)}-{digest(self.map, self.independent)[:4]}"
+        self._model: Any = None
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """One judgement a text; an empty one is a failure.
+
+        Raises:
+            InputError: The model cannot be loaded.
+        """
+        asked = [index for index, text in enumerate(texts) if text.strip()]
+        judgements = [Judgement(None, {}, "empty")] * len(texts)
+        rows = self._probabilities([texts[index][:LONGEST] for index in asked]) if asked else []
+        for index, row in zip(asked, rows, strict=True):
+            found: dict[str, float] = {}
+            for label, p in zip(self.map, row, strict=True):
+                if label is not None:
+                    found[label] = max(found.get(label, 0.0), p) if self.independent else found.get(label, 0.0) + p
+            total = sum(found.values())
+            chances = {label: found[label] / total for label in self.labels.labels if label in found} if total else {}
+            best = [label for label, p in chances.items() if p == max(chances.values())]
+            judgements[index] = Judgement(best[0], chances) if len(best) == 1 else Judgement(None, chances, "tie")
+        return judgements
+
+    def _probabilities(self, texts: list[str]) -> list[list[float]]:
+        """One row of the model's own probabilities a text."""
+        import torch
+
+        if self._model is None:
+            self._load()
+        limit = min(self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", 512))
+        # RoBERTa counts its positions from behind the padding index
+        limit -= self._model.config.pad_token_id + 1 if "roberta" in self._model.config.model_type else 0
+        options = {"truncation": True, "max_length": limit, "stride": limit // 4, "return_overflowing_tokens": True}
+        windows = self._tokenizer(texts, **options)
+        of = windows.pop("overflow_to_sample_mapping")
+        sums = [[0.0] * len(self.map) for _ in texts]
+        order = sorted(range(len(of)), key=lambda window: len(windows["input_ids"][window]))
+        for begin in range(0, len(order), AT_ONCE):
+            chosen = order[begin : begin + AT_ONCE]
+            batch = {name: [values[window] for window in chosen] for name, values in windows.items()}
+            tensors = self._tokenizer.pad(batch, return_tensors="pt").to(self._model.device)
+            with torch.inference_mode():
+                logits = self._model(**tensors).logits.float()
+            chances = logits.sigmoid() if self.independent else logits.softmax(-1)
+            for window, row in zip(chosen, chances.tolist(), strict=True):
+                sums[of[window]] = [a + b for a, b in zip(sums[of[window]], row, strict=True)]
+        return [[value / of.count(index) for value in row] for index, row in enumerate(sums)]
+
+    def _load(self) -> None:
+        import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
+
+        # isort: split
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from migr.omni.load import quiet
+
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            with quiet():
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
+                model = AutoModelForSequenceClassification.from_pretrained(self.folder, use_safetensors=True, **options)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise InputError(f"judge {self.folder}: cannot be loaded as a text classifier ({line})") from None
+        self._model = model.float().to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+
+def label_map(
+    folder: Path, names: Sequence[str], labels: LabelSet, given: Mapping[str, str | None] | None
+) -> list[str | None]:
+    """Our label, or None, for each of a model's labels.
+
+    From the folder's label_map.json if it has one, from `GOEMOTIONS` if these are its 28, else by the words themselves.
+
+    Raises:
+        InputError: label_map.json does not fit, or fewer than two of our labels are reached.
+    """
+    where = f"judge {folder}"
+    if given is not None:
+        unknown = sorted(set(given) - set(names))
+        wrong = sorted({str(v) for v in given.values() if v is not None} - set(labels.labels))
+        if unknown or wrong:
+            fault = f"{unknown[0]!r} is no label of the model" if unknown else f"{wrong[0]!r} is not in {labels.name}"
+            raise InputError(f"{folder / 'label_map.json'}: {fault}")
+        found = [given.get(name) for name in names]
+    elif {name.casefold() for name in names} == set(GOEMOTIONS):
+        families = [
+            (GOEMOTIONS_MAFW.get(name.casefold()), GOEMOTIONS[name.casefold()]) for name in names
+        ]  # the finer one where the label set has it
+        found = [next(filter(None, (labels.canonical(word) for word in pair if word)), None) for pair in families]
+    else:
+        found = [labels.canonical(name) for name in names]
+    if len(set(found) - {None}) < 2:
+        raise InputError(
+            f"{where}: its labels ({', '.join(names[:8])}{', …' if len(names) > 8 else ''}) do not name those of "
+            f"{labels.name}; put a label_map.json beside config.json: {{model's label: one of ours or null}}"
+        )
+    return found

@@ -1,0 +1,81 @@
+"""The lexicon: counts cue words. The rewards' judge."""
+
+import re
+from collections.abc import Sequence
+
+from migr.emotions import LabelSet
+from migr.judge.base import LONGEST, Judgement
+
+# Cue words by emotion (in DFEW's words). Ours, for descriptions of faces and voices; they cover the planted benchmark's
+# train wording, so that a gold target scores 1, and not its test wording.
+CUE_WORDS = {
+    "happy": """
+        smile smiles smiling grin grinning laugh laughs laughing crinkled sparkling twinkling relaxed loose upturned
+        bright lilting singing lively warm warmly bouncing bouncy skipping""",
+    "sad": """
+        slanting drooping droop downcast downturned sagging tearful tears weeping sobbing falling sinking weak faded
+        fading dragging slow slowly pauses""",
+    "neutral": """
+        level resting steady straight still flat even plain ordinary moderate regular measured expressionless""",
+    "angry": """
+        lowered frown frowning glare glaring stare clenched pressed tight harsh rough growl growling shout shouting
+        booming hammering stabbing""",
+    "surprise": """
+        arched shot wide round dropped agape sudden jump leap leaping swelling surges gasp gasps""",
+    "disgust": """
+        uneven dipped squint squinting narrowed curled wrinkled creaky nasal grumbling muttered drawl drawling
+        sneer sneering""",
+    "fear": """
+        tense pinched darting whites quivering stretched trembling trembles shaking hushed breathy panting hurried
+        stammer stammering""",
+}
+HEDGES = frozenset({"perhaps", "maybe", "possibly", "might", "may", "unclear", "faint", "faintly", "barely", "seems"})
+NEGATIONS = frozenset({"no", "not", "without", "never", "nor", "isn't", "doesn't", "hardly"})
+NAMED = 3.0  # a word that names an emotion outright weighs as much as three cues
+_WORD, _SENTENCE = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
+
+
+class LexiconJudge:
+    """Counts cue words. Sentences that hedge ("perhaps") count only if no plain sentence holds a cue.
+
+    A cue within three words after a negation is skipped. The probability of an emotion is its share of the cues; a
+    text without any cue, or with a tie at the top, is a failure. Ours.
+    """
+
+    name = "lexicon"
+
+    def __init__(self, labels: LabelSet) -> None:
+        self.labels = labels
+        self.weights: dict[str, tuple[str, float]] = {}
+        for family, words in CUE_WORDS.items():
+            label = labels.canonical(family)
+            if label is not None:
+                self.weights.update(dict.fromkeys(words.split(), (label, 1.0)))
+        for word, label in [*labels.synonyms.items(), *((label, label) for label in labels.labels)]:
+            self.weights.setdefault(word, (label, NAMED))
+
+    def _count(self, text: str) -> dict[str, float]:
+        plain: dict[str, float] = {}
+        hedged: dict[str, float] = {}
+        for sentence in _SENTENCE.split(text[:LONGEST].casefold()):
+            words = _WORD.findall(sentence)
+            counts = plain if HEDGES.isdisjoint(words) else hedged
+            for i, word in enumerate(words):
+                if word in self.weights and NEGATIONS.isdisjoint(words[max(0, i - 3) : i]):
+                    label, weight = self.weights[word]
+                    counts[label] = counts.get(label, 0.0) + weight
+        return plain or hedged
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """One judgement a text; time is linear in the text."""
+        judgements = []
+        for text in texts:
+            counts = self._count(text)
+            total = sum(counts.values())
+            shares = {label: counts[label] / total for label in self.labels.labels if label in counts}
+            best = [label for label, share in shares.items() if share == max(shares.values())]
+            if len(best) == 1:
+                judgements.append(Judgement(best[0], shares))
+            else:
+                judgements.append(Judgement(None, shares, "no cue" if not best else "tie"))
+        return judgements
