@@ -1,163 +1,168 @@
-"""The evaluation's page and terminal table: one run, or several side by side with the same rows.
+"""The evaluation's page: one run, or several side by side with the same rows.
 
-The page is one self-contained HTML file (`page.html.j2`: inline CSS, inline SVG, no script, no network). Everything
-that comes from data is escaped by jinja2's autoescaping; control characters are shown as a replacement character.
+    python eval/report.py RUN [RUN ...] --out report.html     (the page of finished evaluations, side by side)
+
+A RUN is a folder of eval/consistency.py. The page is one HTML file (`page.html.j2` with its style sheet and script)
+that opens from disk and asks nothing of the network: an overview, and a browser of the clips, which are linked by
+relative paths or copied beside the page. All that comes from data is escaped, in the markup by jinja2's autoescaping,
+in the script by going through `textContent`; the page's own policy allows no script but its own, by hash.
 """
 
 import base64
-import unicodedata
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from migr.errors import InputError
+from eval.browser import CELLS, Rows, Run, clean, collect, judged_confusion, run_of, transitions
+from eval.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.reasoning import MODALITIES
 from migr.records import atomic
 
-Metrics = Mapping[str, Any]
-
-LONGEST_SHOWN = 2000  # characters of one reasoning, and of any other text from data
-EXAMPLES_SHOWN = 30
-
-# Rate, its name on the page, what it says. The same rows in the page and in the terminal.
-ROWS = (
-    (
-        "inconsistent_among_correct",
-        "Inconsistent among correct",
-        "the headline: right answer, but other reasoning",
-    ),
-    ("inconsistent_among_all", "Inconsistent among all", "the same clips as a share of every clip"),
-    ("inconsistent_among_correct_worst", "Worst case", "the headline if every failed judgement were inconsistent"),
-    ("war", "WAR", "accuracy over all clips; an unparseable response is wrong"),
-    ("uar", "UAR", "mean of the per-class recalls"),
-    ("eea", "EEA", "the judge reads the label from the reasoning"),
-    ("fcr", "FCR", "answer, label and judge agree"),
-    ("epc", "EPC", "the judge reads the model's own answer"),
-    ("starts_with_dominant", "Starts with the dominant modality", "first segment of the reasoning"),
-)
-COUNTS = (
-    ("n", "Clips"),
-    ("n_unparseable", "Unparseable responses"),
-    ("n_judge_failed", "Failed judgements"),
-)
+# Of a clip's answer and of the judge's reading of its reasoning: the sign and the name of each cell.
+_CELLS = {
+    "right_consistent": ("✓ =", "right answer, reasoning says so"),
+    "right_inconsistent": ("✓ ≠", "right answer, other reasoning"),
+    "wrong_consistent": ("✗ =", "wrong answer, reasoning names the label"),
+    "wrong_inconsistent": ("✗ ≠", "wrong answer, other reasoning"),
+    "unparseable": ("∅", "no readable answer"),
+    "right_not_judged": ("✓ ?", "right answer, not judged"),
+    "wrong_not_judged": ("✗ ?", "wrong answer, not judged"),
+}
 _TICKS = {0.3: 3}  # steps of an axis that ends there; 5 elsewhere
+_HERE = Path(__file__).parent
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
-def write_report(
+def write_page(
     out: str | Path,
-    runs: Mapping[str, Metrics],
-    examples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    runs: Sequence[Run],
     sections: Sequence[tuple[str, Sequence[str | Path]]] = (),
     title: str = "Does the explanation support the answer?",
     intro: str = "",
-) -> None:
-    """Write the page.
+    copy_clips: bool = False,
+    tables: Sequence[Table] = (),
+) -> int:
+    """Write the page; returns how many clips its browser holds.
 
     Args:
         out: The HTML file.
-        runs: Name -> metrics as `eval.metrics.measure` gives them, in the order of the columns. The optional keys
-            `judge` ({name, accuracy, n}) and `settings` ({name: value}) are printed as well.
-        examples: Name of a run -> inconsistent clips, each with `clip_id`, `label`, `answer`, `judged`, `dominant` (or
-            None) and `segments`, a list of (modality or None, text). The first `EXAMPLES_SHOWN` are shown.
+        runs: The runs in the order of the columns; names differ. Those with `predictions` fill the clip browser.
         sections: Further sections: a title and PNG, SVG or JPEG files, embedded as data URIs.
         title: The heading.
         intro: A paragraph below it.
+        copy_clips: Copy the clips into `<out>_files`, so that the page can be moved; otherwise they are linked.
+        tables: Further figures, such as the differences between the runs; they follow the main table.
 
     Raises:
-        InputError: An image is missing or of another kind.
+        InputError: An image is missing or of another kind, or a run's file is wrong.
     """
-    assert runs, "a report needs at least one run"
+    assert runs, "a page needs at least one run"
+    if len({run.name for run in runs}) < len(runs):
+        raise InputError(f"two runs have the same name: {', '.join(run.name for run in runs)}")
+    out = Path(out)
+    rows = collect(runs, out, copy_clips)
+    metrics = {run.name: run.metrics for run in runs}
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_clean,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, interval=_interval, count=_count)
-    with_judge = {name: metrics for name, metrics in runs.items() if metrics.get("judge")}
-    settings = {name: metrics["settings"] for name, metrics in runs.items() if metrics.get("settings")}
-    page = environment.get_template("page.html.j2").render(
+    environment.filters.update(percent=percent, interval=interval, count=count)
+    settings = {run.name: run.metrics["settings"] for run in runs if run.metrics.get("settings")}
+    script = (_HERE / "page.js").read_text(encoding="utf-8") if rows.clips else ""
+    page = environment.get_template("page.html.j2").stream(
         title=title,
         intro=intro,
-        runs=runs,
+        runs=metrics,
         rows=ROWS,
         counts=COUNTS,
+        cells={cell: {"sign": sign, "name": name} for cell, (sign, name) in _CELLS.items()},
         modalities=MODALITIES,
-        judges={name: metrics["judge"] for name, metrics in with_judge.items()},
+        judges={name: values["judge"] for name, values in metrics.items() if values.get("judge")},
+        judged=[_judged(rows, number, run.metrics) for number, run in enumerate(runs)],
+        moves=_moves(rows, runs),
+        reliabilities=list(
+            {j["name"]: j for m in metrics.values() if (j := m.get("judge")) and "confusion" in j}.values()
+        ),
         settings=settings,
         setting_names=list(dict.fromkeys(key for values in settings.values() for key in values)),
-        classes=_groups(runs, "per_class"),
-        dominants=_groups(runs, "per_dominant"),
+        synonyms=_synonyms(runs),
+        classes=_groups(metrics, "per_class"),
+        dominants=_groups(metrics, "per_dominant"),
         panels=(("war", "Recall"), ("inconsistent_among_correct", "Inconsistent among correct")),
-        scales={key: _scale(runs, key) for key, _, _ in ROWS},
+        scales={key: _scale(metrics, key) for key, _, _ in ROWS},
+        strip=_scale(metrics, ROWS[0][0], ()),
         ticks=_TICKS,
-        examples={name: list(rows)[:EXAMPLES_SHOWN] for name, rows in (examples or {}).items() if rows},
+        tables=tables,
         sections=[(heading, [_data_uri(path) for path in paths]) for heading, paths in sections],
+        shown=len(rows.clips),
+        complete=rows.complete,
+        # Markup: our own files
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_data(runs, rows),
     )
+    page.enable_buffering(64)
     with atomic(out) as file:
-        file.write(page)
+        file.writelines(page)
+    return len(rows.clips)
 
 
-def print_table(runs: Mapping[str, Metrics]) -> None:
-    """Print the rows of the page as a table in the terminal, one column a run."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in runs:
-        table.add_column(Text(_clean(name)), justify="right")
-    for key, label, _ in ROWS:
-        cells = []
-        for metrics in runs.values():
-            facts = [_interval(metrics[f"{key}_ci95"]), f"n\u00a0{metrics[f'{key}_n']}"]
-            cell = Text(percent(metrics[key]), style="bold" if key == ROWS[0][0] else "")
-            cells.append(cell.append(("\n" if len(runs) > 1 else "  ") + ", ".join(filter(None, facts)), style="dim"))
-        table.add_row(label, *cells)
-    table.add_section()
-    for key, label in COUNTS:
-        table.add_row(label, *(Text(_count(metrics[key])) for metrics in runs.values()))
-    table.add_row("Judge's own accuracy", *(Text(reliability(metrics.get("judge"))) for metrics in runs.values()))
-    Console().print(table)
+def _finalize(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def reliability(judge: Mapping[str, Any] | None) -> str:
-    """How far a judge can be trusted, in words: `lexicon: 91.20 % (n 700)` or `…: reliability not measured`."""
-    if not judge:
-        return "no judge"
-    if judge["accuracy"] is None:
-        return f"{_clean(judge['name'])}: reliability not measured"
-    return f"{_clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']})"
+def _data(runs: Sequence[Run], rows: Rows) -> Iterator[Markup]:
+    """The browser's data as JSON, a clip a line, that cannot end the script element or begin a tag or an entity."""
+    about = {
+        "runs": [clean(run.name) for run in runs],
+        "cells": {cell: {"sign": sign, "name": name} for cell, (sign, name) in _CELLS.items()},
+    }
+    yield Markup(f'{_json(about)[:-1]},"clips":[')  # noqa: S704
+    for number, row in enumerate(rows.clips):
+        yield Markup(("," if number else "") + _json(row))  # noqa: S704
+    yield Markup("]}")
 
 
-def percent(rate: float | None) -> str:
-    """A fraction as a percentage with two decimals, a dash where there is none."""
-    return "–" if rate is None else f"{100 * rate:.2f}\u00a0%"
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+def _judged(rows: Rows, number: int, metrics: Metrics) -> Mapping[str, Any] | None:
+    """Labels x judgements: as measured, or counted here where every clip is at hand."""
+    return metrics.get("confusion_judged") or judged_confusion(rows, number, metrics["confusion"]["labels"])
 
 
-def _count(number: int) -> str:
-    return f"{number:,}"
+def _moves(rows: Rows, runs: Sequence[Run]) -> dict[str, Any] | None:
+    """What the first two runs made of the same clips, without the cells that never occur."""
+    if len(runs) < 2 or not rows.clips:
+        return None
+    table = transitions(rows, 0, 1)
+    counts = {(here, there): table[i][j] for i, here in enumerate(CELLS) for j, there in enumerate(CELLS)}
+    cells = [cell for cell in CELLS if any(number for pair, number in counts.items() if cell in pair)]
+    most = max([number for (here, there), number in counts.items() if here != there] + [1])
+    return {"first": runs[0].name, "second": runs[1].name, "cells": cells, "counts": counts, "most": most}
 
 
-def _clean(value: Any) -> Any:
-    """Make a value from data harmless to print: no control or lone surrogate characters, and not endless."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    if len(value) > LONGEST_SHOWN:
-        value = f"{value[:LONGEST_SHOWN]} … ({len(value):,} characters)"
-    # Cc control, Cs surrogate, Cf format (among them the marks that reverse the direction of what follows)
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Cf") else "\ufffd" for c in value)
+def _synonyms(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+    """Label set -> label -> the words that are read as it."""
+    sets = {run.labels.name: run.labels for run in runs if run.labels is not None}
+    return {
+        name: {label: [word for word, meant in labels.synonyms.items() if meant == label] for label in labels.labels}
+        for name, labels in sets.items()
+    }
 
 
 def _groups(runs: Mapping[str, Metrics], key: str) -> list[str]:
@@ -165,12 +170,10 @@ def _groups(runs: Mapping[str, Metrics], key: str) -> list[str]:
     return list(dict.fromkeys(name for metrics in runs.values() for name in metrics[key]))
 
 
-def _scale(runs: Mapping[str, Metrics], key: str) -> float:
-    """The end of a rate's axis: the first round number that holds all its intervals."""
-    everything = [
-        group for metrics in runs.values() for part in ("per_class", "per_dominant") for group in metrics[part].values()
-    ]
-    bounds = [group[f"{key}_ci95"][1] for group in [*runs.values(), *everything] if group[f"{key}_ci95"]]
+def _scale(runs: Mapping[str, Metrics], key: str, groups: Sequence[str] = ("per_class", "per_dominant")) -> float:
+    """The end of a rate's axis: the first round number that holds the intervals of the runs and of their groups."""
+    parts = [part for metrics in runs.values() for name in groups for part in metrics[name].values()]
+    bounds = [part[f"{key}_ci95"][1] for part in [*runs.values(), *parts] if part[f"{key}_ci95"]]
     return next(end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0) if end >= min(1.0, max(bounds, default=1.0)))
 
 
@@ -181,3 +184,30 @@ def _data_uri(path: str | Path) -> Markup:
     content = base64.b64encode(path.read_bytes()).decode()
     # Markup: base64 needs no escaping, and it must not be shortened.
     return Markup(f"data:{_IMAGES[path.suffix.lower()]};base64,{content}")  # noqa: S704
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the page of finished evaluations."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of eval/consistency.py; several stand side by side")
+    add("--out", type=Path, required=True, help="the HTML file")
+    add("--clips", type=Path, help="clips.jsonl, so that clips play (default: as each run's settings say)")
+    add("--importance", type=Path, help="importance.jsonl (default: as each run's settings say)")
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    add("--copy_clips", action="store_true", help="copy the clips beside the page, so that its folder can be moved")
+    args = parser.parse_args(argv)
+    names = [folder.resolve().name for folder in args.runs]
+    if len(set(names)) < len(names):  # runs/a/eval and runs/b/eval
+        names = [str(folder) for folder in args.runs]
+    runs = [
+        run_of(folder, args.labels, args.clips, args.importance, name)
+        for folder, name in zip(args.runs, names, strict=True)
+    ]
+    shown = write_page(args.out, runs, copy_clips=args.copy_clips)
+    print(f"page: {len(args.runs)} runs, {shown} clips in its browser -> {args.out}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main(sys.argv[1:])

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from eval import tally
-from eval.report import percent, print_table, write_report
+from eval.browser import Run
+from eval.report import write_page
+from eval.tables import Table, percent, print_table
 from migr.emotions import label_set
 from migr.reasoning import parse
 from migr.records import atomic, read_json, read_jsonl, write_json
@@ -54,25 +55,36 @@ def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
     seconds = read_json(run / "seconds.json")
     results = {"variants": metrics, "importance": importance, "judges": judges, "seconds": seconds}
     write_json(run / "results.json", results)
-    examples = {}
-    for variant in variants:
-        path, labels = run / "eval" / variant / "predictions.jsonl", label_set("dfew")
-        table = tally.read_predictions(path, labels)
-        tally.read_judgements(path.with_name("judgements.jsonl"), labels, table)
-        tally.add_dominants(table, tally.read_dominants(run / "importance" / "importance.jsonl"))
-        examples[variant] = tally.examples(path, table, labels)
+    clips, importances = run / "clips" / "clips.jsonl", run / "importance" / "importance.jsonl"
+    runs = []
+    for variant, figures in metrics.items():
+        predictions, judgements = (run / "eval" / variant / f"{name}.jsonl" for name in ("predictions", "judgements"))
+        runs.append(Run(variant, figures, label_set("dfew"), predictions, judgements, importances, clips))
     curve = plot_training(run, variants)
     gates = [("Modality importance", [run / "importance" / "gates.png"]), ("Consistency during GRPO", [curve])]
-    write_report(
+    write_page(
         run / "report.html",
-        metrics,
-        examples,
+        runs,
         gates,
         title="Does the explanation support the answer?",
         intro="The planted benchmark: clips made by the project, one modality carries the emotion, the other misleads. "
         "baseline: video-first SFT, GRPO with accuracy and format. migr: dominant-first SFT, GRPO with all rewards.",
+        tables=[
+            Table(
+                "Is it true of the clip?",
+                ("", *metrics),
+                [
+                    ("Segments about the dominant modality that say what it shows", *map(_truth, metrics.values())),
+                ],
+                "Only the planted benchmark knows what a modality shows.",
+            )
+        ],
     )
     return results
+
+
+def _truth(figures: Mapping[str, Any]) -> str:
+    return f"{percent(figures['segment_truth'])}, n {figures['segment_truth_n']}"
 
 
 def plot_training(run: Path, variants: Sequence[str]) -> Path:

@@ -1,4 +1,6 @@
 import base64
+import hashlib
+import json
 import struct
 import zlib
 from html.parser import HTMLParser
@@ -6,9 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from eval.metrics import RATES, measure
-from eval.report import ROWS, percent, print_table, reliability, write_report
+from eval.browser import CELLS, Run
+from eval.metrics import CELL_OF, RATES, measure
+from eval.report import main, write_page
+from eval.tables import ROWS, Table, percent, print_table
+from migr.emotions import label_set
 from migr.errors import InputError
+from migr.records import write_json, write_jsonl
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x00\x1b[31m\u202e\ud800&amp;{{ 7*7 }}"
@@ -41,10 +47,19 @@ def metrics(seed=0, n=400, judge=True):
     return found | {"settings": {"model": "runs/model", "split": "test"}}
 
 
-def example(**changes):
-    segments = [("audio", "The voice is harsh."), ("video", "The face is calm."), (None, "So it is anger.")]
-    row = {"clip_id": "c1", "label": "angry", "answer": "angry", "judged": "happy", "dominant": "audio"}
-    return {**row, "segments": segments, **changes}
+def shown(path, *runs, **rest):
+    """The page of runs without files: names and figures alone."""
+    write_page(path, [Run(name, found) for name, found in runs], **rest)
+    return read(path)
+
+
+def with_a_clip(**changes):
+    row = {
+        "clip_id": "c1",
+        "label": "angry",
+        "response": "<think><audio>A shout.</audio></think><answer>angry</answer>",
+    }
+    return Run("migr", metrics(), label_set("dfew"), [{**row, **changes}])
 
 
 def read(path):
@@ -53,8 +68,7 @@ def read(path):
 
 def test_the_page_says_every_figure_with_its_interval_and_denominator(tmp_path):
     found = metrics()
-    write_report(tmp_path / "page.html", {"migr": found}, {"migr": [example()]})
-    page = read(tmp_path / "page.html")
+    page = shown(tmp_path / "page.html", ("migr", found))
     text = page.text.replace("\u00a0", " ")
     for key, label, _ in ROWS:
         low, high = found[f"{key}_ci95"]
@@ -64,20 +78,25 @@ def test_the_page_says_every_figure_with_its_interval_and_denominator(tmp_path):
     for count in (found["n"], found["n_unparseable"], found["n_judge_failed"], *found["cells"].values()):
         assert str(count) in page.text
     assert "91.20" in page.text and "n 700" in page.text and "runs/model" in page.text
-    classes = [attrs.get("class", "") for tag, attrs in page.tags if tag == "span"]
-    assert classes.count("seg audio") == classes.count("seg video") == 2  # the legend and the example
 
 
-def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path):
-    write_report(tmp_path / "page.html", {"a": metrics(), "b": metrics(1)}, {"a": [example()]})
+def test_the_page_asks_nothing_of_the_network_and_runs_only_its_own_script(tmp_path):
+    page = shown(tmp_path / "page.html", ("a", metrics()), ("b", metrics(1)))
+    assert not {"script", "nav", "video"} & {tag for tag, _ in page.tags}  # figures alone need no browser
+    write_page(tmp_path / "page.html", [with_a_clip()])
     page = read(tmp_path / "page.html")
-    tags = {tag for tag, _ in page.tags}
-    assert tags.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    tags = [tag for tag, _ in page.tags]
+    assert set(tags).isdisjoint({"link", "iframe", "object", "base"}) and tags.count("script") == 2
     for _, attrs in page.tags:
-        assert not {"src", "href", "srcset"} & set(attrs)
+        assert not {"src", "srcset"} & set(attrs) and attrs.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attrs)
-    assert "url(" not in (text := (tmp_path / "page.html").read_text()) and "@import" not in text
+    text = (tmp_path / "page.html").read_text()
+    assert "url(" not in text and "@import" not in text and "http:" not in text and "https:" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv"))
+    script = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "default-src 'none'" in policy and "unsafe-eval" not in policy
 
 
 def test_hostile_text_is_shown_and_never_obeyed(tmp_path):
@@ -86,44 +105,52 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path):
     found["judge"] = {"name": HOSTILE, "accuracy": None, "n": 0}
     found["per_class"] = {HOSTILE: found["per_class"]["sad"]}
     found["confusion"]["labels"][0] = found["confusion"]["answers"][0] = HOSTILE
-    row = example(
-        clip_id=HOSTILE,
-        answer=HOSTILE,
-        judged=HOSTILE,
-        dominant=HOSTILE,
-        segments=[("audio", HOSTILE), (HOSTILE, HOSTILE)],
-    )
-    write_report(tmp_path / "page.html", {HOSTILE: found, "b": found}, {HOSTILE: [row]}, title=HOSTILE, intro=HOSTILE)
+    row = with_a_clip(clip_id=HOSTILE, response=f"<think><audio>{HOSTILE}</audio></think><answer>{HOSTILE}</answer>")
+    runs = [Run(HOSTILE, found, row.labels, row.predictions), Run("b", found)]
+    write_page(tmp_path / "page.html", runs, title=HOSTILE, intro=HOSTILE)
     text = (tmp_path / "page.html").read_bytes().decode("utf-8")
     page = Page(text)
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in {tag for tag, _ in page.tags}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert "<script>alert('x')</script>" in page.text and "{{ 7*7 }}" in page.text
     assert not any(character in text for character in "\x00\x1b\u202e\ud800")
-
-
-def test_a_megabyte_of_reasoning_is_cut_and_its_length_told(tmp_path):
-    long = "<b>" * 350_000
-    write_report(tmp_path / "page.html", {"migr": metrics()}, {"migr": [example(segments=[("video", long)])] * 40})
-    text = (tmp_path / "page.html").read_text()
-    assert len(text) < 600_000 and "<b><b>" not in text and "(1,050,000 characters)" in text
-    assert text.count("<article>") == 30
+    data = text[text.index('id="data">') + 10 :]
+    data = data[: data.index("</script>")]
+    assert not set("<>&") & set(data)
+    clip = json.loads(data)["clips"][0]
+    assert clip["runs"][0]["parts"][0][1].startswith("<script>alert('x')</script>") and clip["runs"][1] is None
 
 
 def test_several_runs_stand_side_by_side_with_the_same_rows(tmp_path):
     runs = {"baseline": metrics(1), "migr": metrics(2)}
-    write_report(tmp_path / "page.html", runs)
-    page = read(tmp_path / "page.html")
+    page = shown(tmp_path / "page.html", *runs.items())
     assert sum(tag == "tr" for tag, _ in page.tags) > len(ROWS)
     for found in runs.values():
         assert all(percent(found[key]) in "".join(page.words) for key in RATES)
     bars = [attrs["class"] for tag, attrs in page.tags if tag == "rect"]
     assert bars.count("run0") == bars.count("run1") == 2 * len(CLASSES) + 3 * 2
+    with pytest.raises(InputError, match="the same name"):
+        shown(tmp_path / "page.html", ("a", metrics()), ("a", metrics(1)))
+
+
+def test_what_changed_between_two_runs_is_counted(tmp_path):
+    changed = with_a_clip(answer="sad")
+    write_page(tmp_path / "page.html", [with_a_clip(), Run("new", metrics(1), changed.labels, changed.predictions)])
+    page = read(tmp_path / "page.html")
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and "cell0=right_not" in attrs.get("href", "")]
+    assert links == ["#view=clips&cell0=right_not_judged&cell1=wrong_not_judged"]
+    assert set(CELLS) == set(CELL_OF.values())  # the page and the comparison name the cells alike
+
+
+def test_further_tables_follow_the_figures(tmp_path):
+    table = Table(HOSTILE, ("", "first"), [("a row", HOSTILE)], "what it says")
+    page = shown(tmp_path / "page.html", ("a", metrics()), tables=[table])
+    assert "what it says" in page.text and page.text.count("<script>alert('x')</script>") == 2
+    assert "script" not in {tag for tag, _ in page.tags}
 
 
 def test_bars_and_whiskers_stay_inside_their_drawing(tmp_path):
-    write_report(tmp_path / "page.html", {"a": metrics(3, n=12), "b": metrics(4, n=12)})
-    page = read(tmp_path / "page.html")
+    page = shown(tmp_path / "page.html", ("a", metrics(3, n=12)), ("b", metrics(4, n=12)))
     ends = [float(attrs["x"]) + float(attrs["width"]) for tag, attrs in page.tags if tag == "rect"]
     ends += [float(attrs["d"].split("H")[1]) for tag, attrs in page.tags if attrs.get("class") == "whisker"]
     assert ends and max(ends) <= 422.1
@@ -133,40 +160,36 @@ def test_images_are_embedded_whole_and_others_are_refused(tmp_path):
     image, drawing = tmp_path / "plot.png", tmp_path / "plot.svg"
     image.write_bytes(png(64))
     drawing.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    write_report(tmp_path / "page.html", {"a": metrics()}, sections=[("Gates", [image, str(drawing)])])
-    sources = [attrs["src"] for tag, attrs in read(tmp_path / "page.html").tags if tag == "img"]
+    page = shown(tmp_path / "page.html", ("a", metrics()), sections=[("Gates", [image, str(drawing)])])
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert base64.b64decode(sources[0].removeprefix("data:image/png;base64,")) == image.read_bytes()
     assert base64.b64decode(sources[1].removeprefix("data:image/svg+xml;base64,")) == drawing.read_bytes()
     with pytest.raises(InputError, match=r"missing\.png: no such image"):
-        write_report(tmp_path / "page.html", {"a": metrics()}, sections=[("Gates", [tmp_path / "missing.png"])])
+        shown(tmp_path / "page.html", ("a", metrics()), sections=[("Gates", [tmp_path / "missing.png"])])
+
+
+def test_finished_evaluations_are_put_side_by_side_by_the_command(tmp_path, capsys):
+    for name in ("a", "b"):
+        rows = with_a_clip().predictions
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "metrics.json", metrics() | {"settings": {"judgements": "gone.jsonl"}})
+        write_jsonl(tmp_path / name / "predictions.jsonl", rows)
+    main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "both" / "page.html")])
+    assert "2 runs" in capsys.readouterr().out
+    assert '"runs":["a","b"]' in (tmp_path / "both" / "page.html").read_text()
+    with pytest.raises(InputError, match=r"c/metrics\.json: no such file"):
+        main([str(tmp_path / "c"), "--out", str(tmp_path / "page.html")])
+    with pytest.raises(InputError, match=r"no\.jsonl: no such file"):
+        main([str(tmp_path / "a"), "--clips", "no.jsonl", "--out", str(tmp_path / "page.html")])
 
 
 def test_a_run_without_judge_importances_or_rates_still_has_a_page_and_a_table(tmp_path, capsys):
     bare = measure([0, 1], [-1, -1], [-1, -1], CLASSES)
-    write_report(tmp_path / "page.html", {"bare": bare})
-    page = read(tmp_path / "page.html")
+    page = shown(tmp_path / "page.html", ("bare", bare))
     assert "no judge" in page.text and "dominant modality</h2>" not in (tmp_path / "page.html").read_text()
     print_table({"bare": bare})
     printed = capsys.readouterr().out
     assert "–" in printed and "no judge" in printed
-
-
-def test_the_terminal_table_has_the_rows_of_the_page_and_takes_no_markup_from_names(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-    found = metrics()
-    print_table({"[red]baseline[/red]": found, "migr": found})
-    printed = capsys.readouterr().out
-    assert "[red]baseline[/red]" in printed
-    assert all(label in printed and percent(found[key]) in printed for key, label, _ in ROWS)
-    assert f"n\u00a0{found['inconsistent_among_correct_n']}" in printed
-
-
-def test_a_judge_that_was_not_measured_says_so():
-    assert reliability({"name": "lexicon", "accuracy": None, "n": 0}) == "lexicon: reliability not measured"
-    assert reliability(None) == "no judge"
-    assert (
-        reliability({"name": "lexicon", "accuracy": 0.5, "n": 10}).replace("\u00a0", " ") == "lexicon: 50.00 % (n 10)"
-    )
 
 
 def png(side):
