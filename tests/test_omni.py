@@ -18,7 +18,7 @@ from migr.errors import InputError
 from migr.media import Media, MediaSettings
 from migr.omni.export import export, write_checkpoint
 from migr.omni.inputs import OmniInputs
-from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker, media_token_ids
+from migr.omni.load import LANGUAGE_MODEL_LORA, LORA, load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, QUESTION, question, render_prompt
 from migr.omni.tiny import SPECIAL, build_tiny
 
@@ -194,7 +194,7 @@ def test_what_is_no_model_is_an_input_error_that_says_so(tmp_path):
             load(tmp_path / "nowhere/at/all")
         with pytest.raises(InputError, match="empty"):
             load(tmp_path / "empty")
-        with pytest.raises(InputError, match=r"no Qwen2\.5-Omni model.*llama"):
+        with pytest.raises(InputError, match=r"no Qwen2\.5-Omni or Qwen3-Omni model.*llama"):
             load(other)
 
 
@@ -243,7 +243,7 @@ def test_weights_of_the_talker_are_ignored(tiny, tmp_path, processor):
 
 
 def lora(model, dropout=0.0):
-    return get_peft_model(model, LoraConfig(r=4, target_modules=LANGUAGE_MODEL_LORA, lora_dropout=dropout))
+    return get_peft_model(model, LoraConfig(r=4, lora_dropout=dropout, **LORA))
 
 
 def test_lora_adapts_every_projection_of_the_language_model_and_nothing_of_the_towers(tiny):

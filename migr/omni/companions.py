@@ -48,9 +48,11 @@ def _mend() -> bool:
 
 def _register() -> None:
     from vllm.model_executor.models.qwen2_5_omni_thinker import Qwen2_5OmniThinkerForConditionalGeneration
+    from vllm.model_executor.models.qwen3_omni_moe_thinker import Qwen3OmniMoeThinkerForConditionalGeneration
     from vllm.model_executor.models.registry import ModelRegistry
 
     ModelRegistry.register_model("Qwen2_5OmniForConditionalGeneration", Qwen2_5OmniThinkerForConditionalGeneration)
+    ModelRegistry.register_model("Qwen3OmniMoeForConditionalGeneration", Qwen3OmniMoeThinkerForConditionalGeneration)
 
 
 def _loads(name: str) -> bool:

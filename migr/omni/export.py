@@ -1,7 +1,7 @@
 """Write a checkpoint in the layout of the real repository, which vLLM and transformers both load.
 
 vLLM knows the full model only: weights under `thinker.` and a config that wraps the thinker's. The talker (speech
-output) is left out, and the config says so.
+output) is left out, and the config says so. Experts, which transformers stacks when it loads, are written one by one.
 """
 
 import json
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from migr.errors import InputError
+from migr.omni.family import family_of
 from migr.omni.load import check_adapter, check_model, load_processor, load_thinker
 from migr.records import read_json, write_json
 
@@ -66,14 +69,15 @@ def write_checkpoint(model: Any, processor: Any, out: str | Path) -> Path:
     Raises:
         InputError: `out` exists and is no checkpoint.
     """
-    out = Path(out)
+    out, family = Path(out), family_of(model)
+    assert family is not None, type(model)
     with _replacing(out) as folder:
         config = json.loads(model.config.to_json_string())
         write_json(
             folder / "config.json",
             {
-                "architectures": ["Qwen2_5OmniForConditionalGeneration"],
-                "model_type": "qwen2_5_omni",
+                "architectures": [family.architecture],
+                "model_type": family.name,
                 "enable_audio_output": False,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "thinker_config": config,
@@ -81,12 +85,27 @@ def write_checkpoint(model: Any, processor: Any, out: str | Path) -> Path:
         )
         # by hand: `save_pretrained` insists on sampling settings that agree, which published ones do not always
         model.generation_config.to_json_file(folder / "generation_config.json")
-        weights = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+        weights = {f"thinker.{name}": _own(tensor) for name, tensor in _as_published(model).items()}
         save_torch_state_dict(weights, folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes files that only their owner may read
     return out
+
+
+def _as_published(model: Any) -> dict[str, Any]:
+    """The thinker's weights under the names that the real repository has behind `thinker.`."""
+    loaded_by = model.__dict__.pop("_weight_conversions", None)  # would put the prefix of the files it came from back
+    try:
+        return revert_weight_conversion(model, model.state_dict())
+    finally:
+        if loaded_by is not None:
+            model._weight_conversions = loaded_by
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: safetensors refuses a slice of another, such as one of stacked experts."""
+    return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _check_free(out: Path) -> None:

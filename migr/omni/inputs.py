@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from torch import Tensor
 
 from migr.clips import Clip
 from migr.errors import InputError
-from migr.media import FACTOR, SAMPLE_RATE, Media, MediaSettings, read_media
+from migr.media import SAMPLE_RATE, Media, MediaSettings, read_media
+from migr.omni.family import QWEN2_5, family_of
 from migr.records import digest
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
-# The defaults of Qwen2.5-Omni's processor: time positions a second; the chunk matters for interleaved sound only.
-POSITIONS_PER_SECOND = 25
-SECONDS_PER_CHUNK = 2.0
+SECONDS_PER_CHUNK = 2.0  # the processors' default; matters for interleaved sound only
 
 Features = dict[str, Tensor]
 
@@ -38,8 +37,8 @@ class OmniInputs:
     """Prepares clips for one processor and one way of sampling.
 
     Args:
-        processor: A `Qwen2_5OmniProcessor`.
-        settings: How clips are sampled.
+        processor: A `Qwen2_5OmniProcessor` or `Qwen3OmniMoeProcessor`.
+        settings: How clips are sampled, and whether sound is interleaved with video (`audio_in_video`).
         cache_dir: Folder of the decoded clips, shared by any number of processes; None decodes every time.
         memory: Bytes of processor outputs kept in this process.
 
@@ -51,16 +50,23 @@ class OmniInputs:
         self, processor: Any, settings: MediaSettings, cache_dir: str | Path | None = None, memory: int = 2**30
     ):
         vision, sound = processor.video_processor, processor.feature_extractor
+        family = family_of(processor)
+        if family is None:
+            raise InputError(f"{type(processor).__name__}: not the processor of a known model family")
+        self.family = family
         side = vision.patch_size * vision.merge_size
-        if (side, vision.temporal_patch_size, sound.sampling_rate) != (FACTOR, 2, SAMPLE_RATE):
+        if (side, vision.temporal_patch_size, sound.sampling_rate) != (family.factor, 2, SAMPLE_RATE):
             raise InputError(
                 f"the processor wants sides of {side} pixels, {vision.temporal_patch_size} frames a patch and "
-                f"{sound.sampling_rate} Hz; Qwen2.5-Omni has {FACTOR}, 2 and {SAMPLE_RATE}: another model family?"
+                f"{sound.sampling_rate} Hz; {family.title} has {family.factor}, 2 and {SAMPLE_RATE}: another model?"
             )
         self.processor = processor
-        self.settings = settings
+        self.settings = replace(settings, factor=family.factor)
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
-        self._settings = asdict(settings)
+        self._settings = asdict(self.settings)  # what decoded media depend on; the usual grid goes without saying
+        del self._settings["audio_in_video"]
+        if family is QWEN2_5:
+            del self._settings["factor"]
         self._memory = memory
         self._kept: OrderedDict[str, Features] = OrderedDict()
         self._kept_bytes = 0
@@ -89,16 +95,17 @@ class OmniInputs:
         return media
 
     def features(self, clip: Clip, modalities: Iterable[str] | None = None) -> Features:
-        """The processors' outputs for one clip, equal to `Qwen2_5OmniProcessor.__call__` (shared: do not write).
+        """The processors' outputs for one clip, equal to those of Qwen's processor (shared: do not write).
 
         Args:
             clip: The clip.
             modalities: Keep only these of the clip's ("video", "audio"; "text" has no features); None keeps all.
 
         Returns:
-            Video: `pixel_values_videos` f32 (patches, 1176), `video_grid_thw` i64 (1, 3), `video_second_per_grid` f32
-            (1,), the seconds of clip time that a temporal patch spans. Audio: `input_features` f32 (1, mel, frames),
-            trimmed to the frames of true sound, `feature_attention_mask` i64 (1, frames).
+            Video: `pixel_values_videos` f32 (patches, 1176; Qwen3-Omni 1536), `video_grid_thw` i64 (1, 3),
+            `video_second_per_grid` f32 (1,), the seconds of clip time that a temporal patch spans. Audio:
+            `input_features` f32 (1, mel, frames), trimmed to the frames of true sound, `feature_attention_mask` i64
+            (1, frames).
         """
         wanted = set(clip.modalities if modalities is None else modalities)
         assert wanted <= {"video", "audio", "text"}, wanted
@@ -131,11 +138,11 @@ class OmniInputs:
             # One window of zeros behind the sound gives the true frames the very values that padding to the extractor's
             # 30 or 300 s gives (without any, the last ones are off by 0.04), ten times faster; nothing is ever cut.
             hop = extractor.hop_length
-            length = -(-(len(media.waveform) + extractor.n_fft) // hop) * hop
+            length = -(-(len(media.waveform) + extractor.n_fft) // hop) * hop if self.family.pads_sound else None
             out = extractor(
                 media.waveform,
                 sampling_rate=SAMPLE_RATE,
-                padding="max_length",
+                padding="max_length" if self.family.pads_sound else True,
                 max_length=length,
                 truncation=False,
                 return_attention_mask=True,
@@ -149,6 +156,8 @@ class OmniInputs:
     def expand(self, prompt: str, features: Features) -> str:
         """Repeat each placeholder as often as the clip has tokens for it, by the processor's own rule.
 
+        With `audio_in_video` and both media, sound and video come interleaved; `positions_by_row` sees it by the marks.
+
         Raises:
             InputError: The prompt's placeholders are not those of the features.
         """
@@ -157,16 +166,23 @@ class OmniInputs:
             found, needed = prompt.count(token), int(key in features)
             if found != needed:
                 raise InputError(f"the prompt has {found} {token} where the clip has {needed}: {prompt[:200]!r}")
+        apart = f"{processor.vision_bos_token}{processor.video_token}{processor.vision_eos_token}"
+        sound = f"{processor.audio_bos_token}{processor.audio_token}{processor.audio_eos_token}"
+        together = self.settings.audio_in_video and "video_grid_thw" in features and "input_features" in features
+        if together:  # the processor writes the marks of the sound inside those of the video itself
+            if apart + sound not in prompt:
+                raise InputError(f"the prompt must have the sound right behind the video: {prompt[:200]!r}")
+            prompt = prompt.replace(apart + sound, apart)
         grids = list(features.get("video_grid_thw", ()))
-        lengths = [audio_tokens(int(mask.sum())) for mask in features.get("feature_attention_mask", ())]
+        lengths = [self.family.audio_tokens(int(mask.sum())) for mask in features.get("feature_attention_mask", ())]
         (expanded,) = processor.replace_multimodal_special_tokens(
             [prompt],
             iter(lengths),
             iter(()),
             iter(grids),
-            video_second_per_grid=iter(features.get("video_second_per_grid", ())),
-            use_audio_in_video=False,
-            position_id_per_seconds=POSITIONS_PER_SECOND,
+            video_second_per_grid=(float(second) for second in features.get("video_second_per_grid", ())),
+            use_audio_in_video=together,
+            position_id_per_seconds=self.family.positions_per_second,
             seconds_per_chunk=SECONDS_PER_CHUNK,
         )
         return expanded
@@ -200,11 +216,6 @@ class OmniInputs:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= _bytes(oldest)
         return features
-
-
-def audio_tokens(frames: int) -> int:
-    """Tokens of `frames` mel frames: two convolutions of the tower, each halving (the processor's formula)."""
-    return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
 def _bytes(features: Features) -> int:

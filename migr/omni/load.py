@@ -1,4 +1,4 @@
-"""Load the thinker (the part of Qwen2.5-Omni that reads, sees, hears and writes) and its processor."""
+"""Load the thinker (the part of Qwen2.5-Omni or Qwen3-Omni that reads, sees, hears and writes) and its processor."""
 
 import re
 from collections.abc import Iterator
@@ -9,32 +9,43 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from migr.errors import InputError
+from migr.omni.family import FAMILIES, Family, family_of
 
 # Matches the language model's projections and nothing else: the audio and the video tower have `q_proj` and the like
 # too, and a bare list of names would adapt them as well. PEFT matches it against whole module names.
+# In Qwen3-Omni it reaches the attention alone: its experts are no modules but stacked weights (128 a layer, 8 used for
+# a token), and LoRA on all of them would have more weights than gradients to teach them; its router stays as it is.
 LANGUAGE_MODEL_LORA = r"(?:thinker\.)?model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
+# For a model with experts, PEFT (0.21) turns that expression into the last parts of the names it found, `q_proj` and so
+# on, which the audio tower has as well: so the towers are named as excluded too.
+TOWERS = r"(?:.*\.)?(?:audio_tower|visual)\..*"
+LORA = {"target_modules": LANGUAGE_MODEL_LORA, "exclude_modules": TOWERS}
 
-MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # the whole repository; the thinker alone, as a trainer saves it
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_processor(path: str | Path) -> Qwen2_5OmniProcessor:
+def load_processor(path: str | Path) -> Any:
     """Load tokenizer, feature extractors and chat template.
 
     Args:
         path: A model folder, or a name on the Hugging Face Hub.
 
+    Returns:
+        A `Qwen2_5OmniProcessor` or `Qwen3OmniMoeProcessor`.
+
     Raises:
-        InputError: It is no Qwen2.5-Omni model, or files are missing.
+        InputError: It is no model of a known family, or files are missing.
     """
     name = check_model(path)
     try:
         with quiet():
-            processor = Qwen2_5OmniProcessor.from_pretrained(name)
+            processor = model_family(name).processor.from_pretrained(name)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: the processor cannot be loaded ({_first_line(error)})") from error
     if not processor.chat_template:
@@ -56,22 +67,28 @@ def load_thinker(
         dtype: "auto" (as stored), "float32" or "bfloat16".
         adapter: A folder with a PEFT adapter, put on top.
         trainable: Whether the weights may be trained: the adapter's where there is one, else all.
-        attn_implementation: As in transformers; its own choice by default.
+        attn_implementation: As in transformers; by default flash attention where it is installed, there is a GPU and
+            the weights are not float32, else transformers' own choice.
 
     Returns:
-        A `Qwen2_5OmniThinkerForConditionalGeneration` in evaluation mode, inside a `PeftModel` if there is an adapter.
+        The family's `...ThinkerForConditionalGeneration` in evaluation mode, inside a `PeftModel` if there is an
+        adapter.
 
     Raises:
-        InputError: No Qwen2.5-Omni model, weights that are missing or of another shape, an adapter that does not fit.
+        InputError: No model of a known family, weights that are missing or of another shape, an adapter that does not
+            fit.
     """
     name = check_model(path)
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if attn_implementation is None and torch.cuda.is_available() and is_flash_attn_2_available():
+        stored = PreTrainedConfig.get_config_dict(name)[0]
+        half = str(dtype if dtype != "auto" else stored.get("dtype", stored.get("torch_dtype")))
+        attn_implementation = "flash_attention_2" if half.endswith("float16") else None  # it knows half precision only
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    thinker: Any = Qwen2_5OmniThinkerForConditionalGeneration
     try:
         with quiet():
-            model, report = thinker.from_pretrained(
+            model, report = model_family(name).thinker.from_pretrained(
                 name,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,  # the other format is pickle, which runs code
@@ -84,6 +101,7 @@ def load_thinker(
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
     prepare_for_trl(model)
+    positions_by_row(model)
     model.requires_grad_(trainable and adapter is None)
     if adapter is None:
         return model
@@ -117,7 +135,63 @@ def prepare_for_trl(model: Any) -> None:
     setattr(model, model.base_model_prefix, backbone)
 
 
-def media_token_ids(processor: Qwen2_5OmniProcessor) -> list[int]:
+def positions_by_row(model: Any) -> None:
+    """Let the thinker read from the token ids whether a row's sound is interleaved with its video.
+
+    `use_audio_in_video` of transformers' forward is one value for the whole batch: with True, a row that has video but
+    no sound gets no positions in time and space, and the rows after it get its media's. Here the marks tell: a vision
+    mark directly before an audio mark opens interleaved media. So the prompt alone decides, in training and in
+    generation, and the argument need not be passed.
+    """
+    original = type(model).get_rope_index
+
+    def get_rope_index(
+        input_ids: Tensor,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        use_audio_in_video: bool = False,
+        audio_seqlens: Tensor | None = None,
+        second_per_grids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        config = model.config
+        opens = input_ids == config.vision_start_token_id
+        sounds = input_ids == config.audio_start_token_id
+        nested = (opens[:, :-1] & sounds[:, 1:]).any(1).tolist()
+        if not any(nested):
+            grids = (image_grid_thw, video_grid_thw, attention_mask)
+            return original(model, input_ids, *grids, False, audio_seqlens, second_per_grids)
+        pictures = (opens[:, :-1] & (input_ids[:, 1:] == config.image_token_id)).sum(1).tolist()
+        counts = zip(pictures, opens.sum(1).tolist(), sounds.sum(1).tolist(), strict=True)
+        done, rows = [0, 0, 0], []
+        for row, (images, marks, audios) in enumerate(counts):
+            ends = [start + n for start, n in zip(done, (images, marks - images, audios), strict=True)]
+            picture, video, sound = (slice(*bounds) for bounds in zip(done, ends, strict=True))
+            rows.append(
+                original(
+                    model,
+                    input_ids[row : row + 1],
+                    _part(image_grid_thw, picture),
+                    _part(video_grid_thw, video),
+                    _part(attention_mask, slice(row, row + 1)),
+                    nested[row],
+                    _part(audio_seqlens, sound),
+                    _part(second_per_grids, video),
+                )
+            )
+            done = ends
+        kind = rows[nested.index(True)][0].dtype
+        return torch.cat([positions.to(kind) for positions, _ in rows], 1), torch.cat([delta for _, delta in rows])
+
+    model.get_rope_index = get_rope_index
+
+
+def _part(values: Tensor | None, rows: slice) -> Tensor | None:
+    """These rows, or None where there are none."""
+    return None if values is None or rows.start == rows.stop else values[rows]
+
+
+def media_token_ids(processor: Any) -> list[int]:
     """Ids of all tokens that stand for media or frame them. Sampling one breaks the next forward pass."""
     tokens = [
         processor.audio_token,
@@ -134,7 +208,7 @@ def media_token_ids(processor: Qwen2_5OmniProcessor) -> list[int]:
 
 
 def check_model(path: str | Path) -> str:
-    """Return the name to load from, or raise InputError if it is no Qwen2.5-Omni model. Reads the config only."""
+    """Return the name to load from, or raise InputError if it is no model of a known family. Reads the config only."""
     name = str(path)
     # a misspelled `runs/base` is no name on the Hub: nobody is asked for it
     if not Path(name).is_dir() and (Path(name).parent.is_dir() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
@@ -145,9 +219,31 @@ def check_model(path: str | Path) -> str:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no such folder or model ({_first_line(error)})") from error
-    if (kind := config.get("model_type")) not in MODEL_TYPES:
-        raise InputError(f"{path}: no Qwen2.5-Omni model (config.json: model_type {kind!r}, not {MODEL_TYPES[0]!r})")
+    if config.get("auto_map") or family_of(str(config.get("model_type"))) is None:
+        known = " or ".join(family.title for family in FAMILIES.values())
+        raise InputError(
+            f"{path}: no {known} model (config.json: model_type {config.get('model_type')!r}). Other models, such as "
+            "HumanOmni, bring code of their own, and code that comes with a model is never run here; let their own "
+            "scripts write the responses, then evaluate those: eval/consistency.py --predictions FILE"
+        )
     return name
+
+
+def model_family(path: str | Path) -> Family:
+    """The family of a model that `check_model` accepts."""
+    family = family_of(PreTrainedConfig.get_config_dict(str(path))[0]["model_type"])
+    assert family is not None, path
+    return family
+
+
+def thinker_config(path: str | Path) -> Any:
+    """The thinker's configuration of a model that `check_model` accepts."""
+    return model_family(path).config.from_pretrained(str(path))
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a model is laid out like the real repository, which is what vLLM loads, and not a thinker alone."""
+    return PreTrainedConfig.get_config_dict(str(path))[0]["model_type"] in FAMILIES
 
 
 def check_adapter(path: str | Path) -> str:

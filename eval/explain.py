@@ -1,0 +1,298 @@
+"""One clip: which modality carries the emotion, what the model says about it, and its answer.
+
+    python eval/explain.py clip.mp4                                                (the demo's model; made if lacking)
+    python eval/explain.py clip.mp4 --model runs/dfew/model --importance runs/dfew/importance \
+        --config configs/7b_80gb/eval.yaml
+
+Any video with or without sound, or sound alone (wav, mp3, ...). Shows the importance as bars and the reasoning in the
+colours of its modalities, and writes the same as one HTML file with the frames and the sound that the model got.
+`--importance` is a folder of stages/importance.py; without it there are no bars. `--config` is the YAML of the
+evaluation: frames must be sampled as in training. The demo's model knows only the cartoon faces and voices of its own
+benchmark.
+"""
+
+import argparse
+import base64
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from eval.predict import MEDIA
+from migr.clips import Clip
+from migr.emotions import LabelSet, label_set
+from migr.errors import InputError, Parser, exit_on_input_error
+from migr.media import Media, MediaSettings, probe
+from migr.reasoning import Response, parse
+from migr.records import read_json
+
+COLOURS = {"video": "cyan", "audio": "yellow", "text": "green"}
+BAR = 40  # characters of a full bar
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is shown.
+
+    Attributes:
+        clip: The clip.
+        media: Its frames and sound as the model got them.
+        response: The model's text, taken apart.
+        answer: The answer as one of the labels, None if it names none.
+        text: The model's text as it came.
+        importance: Modality -> weight, None without a fusion network.
+        about: The emotion that the importance is about.
+        finished: False if the text was cut.
+    """
+
+    clip: Clip
+    media: Media
+    response: Response
+    answer: str | None
+    text: str
+    importance: dict[str, float] | None
+    about: str | None
+    finished: bool
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; `media` holds the settings of `--config`, or the defaults, under those given as flags.
+
+    Raises:
+        InputError: A flag or a key of the YAML is wrong.
+    """
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("clip", type=Path, help="the video or audio file")
+    add("--model", type=Path, help="folder of stages/export.py, an adapter, or a model (default: the demo's)")
+    add("--importance", type=Path, help="folder of stages/importance.py, for the bars")
+    add("--config", type=Path, help="YAML of eval/consistency.py: labels, frames, length of the answer")
+    add("--labels", help="dfew, mafw, or a file with one label a line (default dfew)")
+    add("--max_new_tokens", type=int, help="longest answer (default 256)")
+    add("--out", type=Path, help="HTML file to write (default: the clip's name, in this folder)")
+    for name in MEDIA[:-1]:
+        add(f"--{name}", type=float if name == "fps" else int, help="how frames are sampled; as in training")
+    args = parser.parse_args()
+    settings: dict[str, Any] = {}
+    if args.config is not None:
+        from eval import options
+
+        given = ["--config", str(args.config), "--clips", "-", "--model", "-", "--judge", "lexicon", "--out", "-"]
+        read = options.arguments(given, __doc__)
+        settings = {name: getattr(read, name) for name in (*MEDIA, "labels", "max_new_tokens")}
+    if args.model is None:
+        from stages import demo
+
+        run = demo.make("export")
+        args.model = run / "export" / "migr"
+        args.importance = args.importance or run / "importance"
+        settings = {**demo._media(), "max_new_tokens": 96, **settings}
+    for name in ("labels", "max_new_tokens"):
+        if getattr(args, name) is None:
+            setattr(args, name, settings.get(name, {"labels": "dfew", "max_new_tokens": 256}[name]))
+    own = {name: value for name in MEDIA[:-1] if (value := getattr(args, name)) is not None}
+    args.media = MediaSettings(**{**{name: settings[name] for name in MEDIA if name in settings}, **own})
+    args.out = args.out or Path(f"{args.clip.stem}.html")
+    if args.out.resolve() == args.clip.resolve():
+        raise InputError(f"--out {args.out}: that is the clip itself")
+    return args
+
+
+def explain(
+    path: Path, model: Path, importance: Path | None, labels: LabelSet, media: MediaSettings, max_new_tokens: int
+) -> Explanation:
+    """Ask the model about one file.
+
+    Args:
+        path: The file.
+        model: Model or adapter folder.
+        importance: Folder with fusion.safetensors, or None.
+        labels: What may be answered.
+        media: How the file is sampled.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        InputError: The file, the model or the fusion network cannot be used, or they do not belong together.
+    """
+    facts = probe(path)
+    clip = Clip(path.stem, path.resolve(), None, "test", facts["has_video"], facts["has_audio"])
+    if not clip.modalities:
+        raise InputError(f"{path}: neither video nor sound in it")
+    net = load_fusion(importance, labels) if importance is not None else None
+
+    from eval.tally import answer_of
+    from migr.engine import Request, TransformersEngine, open_engine
+    from migr.omni.prompt import question, render_prompt
+
+    interleaved = media.audio_in_video
+    with open_engine(model, "transformers", max_new_tokens=max_new_tokens, audio_in_video=interleaved) as engine:
+        assert isinstance(engine, TransformersEngine)  # vLLM takes longer to start than one clip takes
+        from migr.omni.inputs import OmniInputs
+
+        inputs = OmniInputs(engine.task.inputs.processor, media)
+        decoded = inputs.media(clip)
+        prompt = render_prompt(inputs.processor, question(labels.labels), clip.has_video, clip.has_audio)
+        (generation,) = engine.generate([Request(str(path), prompt, decoded)])
+        response = parse(generation.text)
+        answer = answer_of(response, labels)
+        weights, about = None, None
+        if net is not None:
+            weights, about = weigh(net, engine.model, inputs, clip, answer, labels)
+    return Explanation(clip, decoded, response, answer, generation.text, weights, about, generation.finished)
+
+
+def load_fusion(folder: Path, labels: LabelSet) -> Any:
+    """The fusion network of a folder of stages/importance.py.
+
+    Raises:
+        InputError: There is none, or it was fitted on other labels.
+    """
+    from migr.importance.store import load
+
+    file = folder / "fusion.safetensors"
+    if not file.is_file():
+        raise InputError(f"--importance {folder}: no fusion.safetensors (stages/importance.py writes it)")
+    known = read_json(file.with_suffix(".json")).get("labels")
+    if known != list(labels.labels):
+        raise InputError(
+            f"--importance {folder}: fitted on the labels {', '.join(known or [])}; give --labels to match"
+        )
+    return load(file)
+
+
+def weigh(
+    net: Any, thinker: Any, inputs: Any, clip: Clip, answer: str | None, labels: LabelSet
+) -> tuple[dict[str, float], str]:
+    """The clip's importance for the emotion that the model answered, else for the one that the network itself names."""
+    import torch
+
+    from migr.importance.attribution import shares
+    from migr.importance.features import pool
+    from migr.importance.fit import predicted
+
+    whole = thinker.get_base_model() if hasattr(thinker, "get_base_model") else thinker
+    found = pool(whole, inputs, [clip])[0]
+    for name, pooled in found.items():
+        if net.config.dims.get(name) != len(pooled):
+            raise InputError(
+                f"--importance: the network takes {net.config.dims.get(name)} {name} features, this model has "
+                f"{len(pooled)}; it was fitted on another model's towers"
+            )
+    values = {name: found.get(name, torch.zeros(size))[None] for name, size in net.config.dims.items()}
+    present = torch.tensor([[name in found for name in net.config.dims]])
+    with torch.inference_mode():
+        out = net(values, present)
+        target = torch.tensor([labels.index(answer)]) if answer is not None else predicted(out.logits)
+        weights = shares(net.attribute(out, target), out.gate, present)[0].tolist()
+    named = {name: weight for name, weight in zip(net.config.dims, weights, strict=True) if name in found}
+    return named, labels.labels[int(target[0])]
+
+
+def show(found: Explanation, console: Console) -> None:
+    """Print bars, reasoning and answer."""
+    console.print()
+    if found.importance is None:
+        console.print("no importance: give --importance, a folder of stages/importance.py", style="dim")
+    else:
+        console.print(f"importance for {found.about}", style="bold")
+        for name, weight in found.importance.items():
+            bar = "█" * round(BAR * weight)
+            console.print(Text.assemble(f"  {name:<6}", (f"{bar:<{BAR}}", COLOURS[name]), f" {weight:.2f}"))
+    console.print()
+    reasoning = found.response.reasoning
+    if reasoning is None:
+        console.print("the response has no reasoning in the format; as it came:", style="dim")
+        console.print(Text(found.text))
+    else:
+        for name, text in reasoning.segments:
+            console.print(Text.assemble((f"{name:<6}", f"bold {COLOURS[name]}"), " ", (text, COLOURS[name])))
+        if reasoning.conclusion:
+            console.print(Text(reasoning.conclusion))
+    console.print()
+    raw = found.response.answer
+    said = found.answer or (f"{raw!r}, which is none of the labels" if raw else "none")
+    console.print(Text.assemble("answer ", (said, "bold")))
+    if not found.finished:
+        console.print("the answer was cut: raise --max_new_tokens", style="dim")
+
+
+def page(found: Explanation) -> str:
+    """The same as one HTML file; everything inside, nothing fetched."""
+    parts = [f"<h1>{html.escape(found.clip.path.name)}</h1>"]
+    if found.media.frames is not None:
+        pictures = "".join(f'<img alt="" src="{_png(frame)}">' for frame in found.media.frames[:16])
+        parts.append(f'<div class="frames">{pictures}</div>')
+    if found.media.waveform is not None:
+        parts.append(_wave(found.media.waveform))
+    if found.importance is not None:
+        parts.append(f"<h2>Importance for {html.escape(found.about or '')}</h2><table>")
+        for name, weight in found.importance.items():
+            bar = f'<div class="bar {name}" style="width:{100 * weight:.1f}%"></div>'
+            parts.append(f'<tr><th>{name}</th><td class="wide">{bar}</td><td>{weight:.2f}</td></tr>')
+        parts.append("</table>")
+    else:
+        parts.append("<p class=quiet>No importance: no fusion network was given.</p>")
+    reasoning = found.response.reasoning
+    parts.append("<h2>Reasoning</h2>")
+    if reasoning is None:
+        parts.append(f"<p class=quiet>Not in the format; as it came:</p><p>{html.escape(found.text)}</p>")
+    else:
+        for name, text in reasoning.segments:
+            parts.append(f'<p class="seg {name}"><b>{name}</b> {html.escape(text)}</p>')
+        parts.append(f"<p>{html.escape(reasoning.conclusion)}</p>")
+    answer = found.answer or f"{found.response.answer or 'none'} (none of the labels)"
+    parts.append(f"<h2>Answer: {html.escape(answer)}</h2>")
+    title = html.escape(found.clip.path.name)
+    return f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>" + "".join(
+        parts
+    )
+
+
+STYLE = (
+    "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#1c1e21}"
+    "h1{font-size:1.2rem}h2{font-size:1rem;margin-top:1.6rem}.quiet{color:#676d76}"
+    ".frames{display:flex;flex-wrap:wrap;gap:4px}.frames img{height:84px;border-radius:4px}"
+    "svg{width:100%;height:60px;display:block;margin-top:.5rem}polyline{fill:none;stroke:#8f4f0d;stroke-width:1}"
+    "table{width:100%;border-spacing:0 .3rem}th{text-align:left;width:4rem;font-weight:500}.wide{width:100%}"
+    ".bar{height:1.1rem;border-radius:3px}.bar.video{background:#7fb0e6}.bar.audio{background:#e8ad6b}"
+    ".bar.text{background:#86c58c}.seg{padding:.5rem .8rem;border-radius:6px}.seg.video{background:#dfeaf8}"
+    ".seg.audio{background:#fbe9d2}.seg.text{background:#e0f1e1}"
+)
+
+
+def _png(frame: np.ndarray) -> str:
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, np.ascontiguousarray(frame.transpose(1, 2, 0)), format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _wave(waveform: np.ndarray, points: int = 400) -> str:
+    """The loudness over time as a line."""
+    pieces = np.array_split(np.abs(waveform), min(points, len(waveform)))
+    peaks = [float(piece.max()) for piece in pieces]
+    largest = max(*peaks, 1e-6)
+    line = " ".join(f"{i},{60 - 56 * peak / largest:.1f}" for i, peak in enumerate(peaks))
+    return f'<svg viewBox="0 0 {len(peaks)} 60" preserveAspectRatio="none"><polyline points="{line}"/></svg>'
+
+
+def main() -> None:
+    """Ask, show, write."""
+    args = arguments()
+    labels = label_set(args.labels)
+    found = explain(args.clip, args.model, args.importance, labels, args.media, args.max_new_tokens)
+    show(found, Console())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page(found), encoding="utf-8")
+    print(f"explain: {found.clip.path.name}, {found.answer or 'no answer'} -> {args.out}")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
