@@ -1,193 +1,182 @@
-r"""Stage 2, importance: fit the gated-fusion network on the labels; say which modality carries each clip's emotion.
+r"""Stage 2, importance: fit a fusion network on the labels; say which modality carries each clip's emotion, how surely.
 
-    python stages/importance.py --clips runs/demo/clips/clips.jsonl --model runs/demo/pretrained/model \
+    python stages/importance.py --clips runs/demo/clips/clips.jsonl --model runs/demo/describe/model \
         --out runs/demo/importance
 
-Reads the clips through the model's own video and audio towers, fits a small network on the clips of the split `train`,
-and writes into --out:
+Reads the clips through the model's own video and audio towers (a transcript through its language model), fits a small
+network on the clips of the split `train`, and writes into --out:
 
-    importance.jsonl      one line a clip: importance of each modality, the dominant one, margin, both gates
+    importance.jsonl      one line a clip: importance of each modality, the dominant one, margin, the network's weights
+    checks.jsonl          one line a clip: what independent estimates say
     fusion.safetensors    the network fitted on all train clips; fusion.json is its shape and how it was fitted
-    gates.png             gates and importance by emotion
-    summary.json          how well the network names emotions, and, on planted clips, finds the dominant modality
+    summary.json          how well the network names emotions and, on planted clips, finds the dominant modality; how
+                          far its scores can be trusted
+    page.html             the same to look at, with gates.png and trust.png
 
 A train clip is scored by a network that was not fitted on it (--folds). Where the clips say which modality was planted,
-that is used to measure, never to fit.
+that is used to measure, never to fit. docs/importance.md explains the figures.
 """
 
 import argparse
+import random
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from migr.clips import Clip, read_clips
 from migr.emotions import label_set
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.importance import fit
-from migr.importance.features import features_key, presence, tower_features
-from migr.importance.plots import draw
+from migr.importance import fit, trust
+from migr.importance.features import MODALITIES, features_key, presence, tower_features
+from migr.importance.measure import check_row, measure, planted_truth, row_of, sentiment_of, trust_of
+from migr.importance.mllm import answer_drops
+from migr.importance.page import show, write_page
+from migr.importance.plots import draw, draw_trust
+from migr.importance.store import fingerprint, save
+from migr.importance.table import check_labels, check_present, known
 from migr.media import BACKENDS, MediaSettings
 from migr.omni.inputs import OmniInputs
-from migr.omni.load import load_processor
+from migr.omni.load import load_processor, load_thinker
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 
-VERSION = 1  # of scores and files; results of another version are made anew
+VERSION = 2  # of scores and files; results of another version are made anew
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
-    parser.add_argument("--model", required=True, help="Qwen2.5-Omni folder or Hub name; only its towers are run")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
-    parser.add_argument("--fusion", choices=["dual-gate"], default="dual-gate", help="kind of fusion network")
-    parser.add_argument(
-        "--folds", type=int, default=5, help="parts of the train clips, each scored by a fit on the rest"
+    parser, fitting = Parser(__doc__), fit.FitConfig()
+    add = parser.add_argument
+    add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
+    add("--model", required=True, help="Qwen2.5-Omni folder or Hub name; only its towers are run, and see --mllm_check")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    add(
+        "--task", choices=["emotion", "sentiment"], default="emotion", help="sentiment: the clips' `sentiment`, -3 to 3"
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws weights, batches and folds")
-    parser.add_argument("--cache_dir", type=Path, help="folder of decoded clips and features (default OUT/cache)")
-    parser.add_argument("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
+    add("--fusion", choices=["dual-gate", "experts"], default="dual-gate", help="kind of fusion network")
+    add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="of those that the clips have")
+    add("--folds", type=int, default=5, help="parts of the train clips, each scored by a fit on the rest")
+    add("--seed", type=int, default=0, help="draws weights, batches and folds")
+    add("--min_margin", type=float, default=0.0, help="0 to 1; clips under it get `certain`: false (default: no mark)")
+    add("--mllm_check", type=int, help="ask the model itself about this many clips (default 40; 0: none)")
+    add("--adversarial_weight", type=float, default=0.0, help="weight of virtual adversarial training (default 0: off)")
+    add("--adversarial_radius", type=float, default=fitting.adversarial_radius, help="its radius, in deviations")
+    add("--cache_dir", type=Path, help="folder of decoded clips and features (default OUT/cache)")
+    add("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
     media = MediaSettings()
-    parser.add_argument("--fps", type=float, default=media.fps, help="frames per second of clip time")
-    parser.add_argument("--min_frames", type=int, default=media.min_frames, help="at least this many frames, even")
-    parser.add_argument("--max_frames", type=int, default=media.max_frames, help="at most this many frames, even")
-    parser.add_argument("--min_pixels", type=int, default=media.min_pixels, help="height x width at least")
-    parser.add_argument("--max_pixels", type=int, default=media.max_pixels, help="height x width at most")
-    parser.add_argument("--max_seconds", type=float, default=media.max_seconds, help="a longer clip is an error")
-    parser.add_argument("--backend", choices=BACKENDS, default=media.backend, help="video reader")
-    return parser.parse_args()
+    add("--fps", type=float, default=media.fps, help="frames per second of clip time")
+    add("--min_frames", type=int, default=media.min_frames, help="at least this many frames, even")
+    add("--max_frames", type=int, default=media.max_frames, help="at most this many frames, even")
+    add("--min_pixels", type=int, default=media.min_pixels, help="height x width at least")
+    add("--max_pixels", type=int, default=media.max_pixels, help="height x width at most")
+    add("--max_seconds", type=float, default=media.max_seconds, help="a longer clip is an error")
+    add("--backend", choices=BACKENDS, default=media.backend, help="video reader")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size: need at least 1, not {args.batch_size}")
+    if not 0 <= args.min_margin <= 1:
+        raise InputError(f"--min_margin: a margin lies between 0 and 1, not {args.min_margin}")
+    if args.adversarial_weight < 0 or args.adversarial_radius <= 0:
+        raise InputError("--adversarial_weight must be 0 or more, --adversarial_radius above 0")
+    if args.task == "sentiment" and args.mllm_check:
+        raise InputError("--mllm_check asks the model for an emotion: leave it out with --task sentiment")
+    if args.mllm_check is None:
+        args.mllm_check = 40 if args.task == "emotion" else 0
+    return args
 
 
-def row_of(clip: Clip, i: int, found: fit.CrossScores, modalities: tuple[str, ...], labels: tuple[str, ...]) -> Row:
-    """The line of `importance.jsonl` for the clip at position i; `fold` is null where the final network scored it."""
-
-    def weights(values: torch.Tensor) -> dict[str, float]:
-        return {name: round(value, 6) for name, value in zip(modalities, values[i].tolist(), strict=True)}
-
-    scores, fold = found.scores, int(found.fold[i])
-    ordered = scores.importance[i].sort(descending=True).values.tolist()
-    return {
-        "clip_id": clip.clip_id,
-        "importance": weights(scores.importance),
-        "dominant": modalities[int(scores.importance[i].argmax())],
-        "margin": round(ordered[0] - (ordered[1] if len(ordered) > 1 else 0.0), 6),
-        "target": labels[int(scores.target[i])],
-        "entropy_gate": weights(scores.entropy_gate),
-        "importance_gate": weights(scores.importance_gate),
-        "gate": weights(scores.gate),
-        "fold": fold if fold >= 0 else None,
-        "model": found.models[i],
-    }
-
-
-def planted_truth(clip: Clip) -> str | None:
-    """The modality that was planted as dominant, where the manifest says so; read to measure, never to fit."""
-    planted = clip.extra.get("planted")
-    return planted.get("dominant") if isinstance(planted, dict) else None
-
-
-def measure(clips: list[Clip], label: torch.Tensor, scores: fit.Scores, modalities: tuple[str, ...]) -> Row:
-    """Accuracies on one split; `dominant_accuracy` only where the clips were planted."""
-    known = label >= 0
-    share = torch.bincount(scores.importance.argmax(1), minlength=len(modalities)) / len(clips)
-    measured: Row = {
-        "n": len(clips),
-        "label_accuracy": None,
-        "dominant": dict(zip(modalities, share.tolist(), strict=True)),
-        "dominant_accuracy": None,
-    }
-    if known.any():
-        right = (scores.logits.argmax(1) == label)[known].float().mean().item()
-        measured["label_accuracy"] = {"fused": right}
-        for m, name in enumerate(modalities):
-            here = known & scores.present[:, m]
-            alone = (scores.unimodal[:, m].argmax(1) == label)[here].float().mean().item() if here.any() else None
-            measured["label_accuracy"][name] = alone
-    truth = [planted_truth(clip) for clip in clips]
-    n = len(truth) - truth.count(None)
-    if n:
-        measured["dominant_accuracy"] = {"majority": max(truth.count(name) for name in modalities) / n}
-        for way, chosen in fit.alternatives(scores).items():
-            right = sum(modalities[m] == name for m, name in zip(chosen.tolist(), truth, strict=True))
-            measured["dominant_accuracy"][way] = right / n
-    return measured
-
-
-def show(summary: Row) -> None:
-    """Print the accuracies as a table, a column a split."""
-    splits = summary["splits"]
-    table = Table(title=f"importance: alpha {summary['alpha']:.2f} (1: entropy gate alone, 0: importance gate alone)")
-    table.add_column("accuracy")
-    table.add_column("by")
-    for name, part in splits.items():
-        table.add_column(f"{name} (n={part['n']}{', K-fold' if name == 'train' else ''})", justify="right")
-    for group, title in (("label_accuracy", "emotion"), ("dominant_accuracy", "dominant")):
-        keys = dict.fromkeys(key for part in splits.values() for key in part[group] or {})
-        for key in keys:
-            values = [(part[group] or {}).get(key) for part in splits.values()]
-            table.add_row(title, key.replace("_", " "), *("-" if v is None else f"{v:.1%}" for v in values))
-        table.add_section()
-    Console().print(table)
+def ask(
+    args: argparse.Namespace,
+    inputs: OmniInputs,
+    clips: list[Clip],
+    modalities: tuple[str, ...],
+    labels: tuple[str, ...],
+) -> torch.Tensor:
+    """Leave-one-out on the MLLM for --mllm_check labelled clips of several modalities, drawn by seed: (n, M) or NaN."""
+    drops = torch.full((len(clips), len(modalities)), torch.nan)
+    fit_for = [i for i, c in enumerate(clips) if c.label is not None and len(set(c.modalities) & set(modalities)) > 1]
+    chosen = sorted(random.Random(args.seed).sample(fit_for, min(args.mllm_check, len(fit_for))))
+    if chosen:
+        thinker = load_thinker(args.model)
+        thinker.to("cuda" if torch.cuda.is_available() else "cpu")
+        drops[chosen], _ = answer_drops(thinker, inputs, [clips[i] for i in chosen], modalities, labels)
+    return drops
 
 
 def main() -> None:
-    """Tower features, fits, scores, files."""
+    """Features, fits, scores, checks, files."""
     # Config
     args = arguments()
     names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "max_seconds", "backend")
     settings = MediaSettings(**{name: getattr(args, name) for name in names})
-    config = fit.FitConfig(seed=args.seed)
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size: need at least 1, not {args.batch_size}")
-    known = label_set(args.labels)
-    labels = known.labels
+    adversarial = {name: getattr(args, name) for name in ("adversarial_weight", "adversarial_radius")}
+    config = fit.FitConfig(seed=args.seed, **adversarial)
+    emotions = label_set(args.labels)
+    labels = emotions.labels if args.task == "emotion" else ("sentiment",)
 
     # Data
-    clips = read_clips(args.clips, known)
-    label = torch.tensor([-1 if clip.label is None else labels.index(clip.label) for clip in clips])
+    clips = read_clips(args.clips, emotions)
+    if args.task == "emotion":
+        label = torch.tensor([-1 if clip.label is None else labels.index(clip.label) for clip in clips])
+    else:
+        label = torch.tensor([sentiment_of(clip) for clip in clips])
     train = torch.tensor([clip.split == "train" for clip in clips])
-    learn = (train & (label >= 0)).nonzero().flatten()
-    fit.check_labels(label, learn, labels, args.folds)
-    modalities, present = presence(clips)
-    fit.check_present(modalities, [clip.clip_id for clip in clips], present, learn)
+    learn = (train & known(label)).nonzero().flatten()
+    check_labels(label, learn, labels, args.folds)
+    modalities, present = presence(clips, args.modalities)
+    check_present(modalities, [clip.clip_id for clip in clips], present, learn)
     cache = args.cache_dir or args.out / "cache"
     inputs = OmniInputs(load_processor(args.model), settings, cache)
-    about = {"fusion": args.fusion, "folds": args.folds, **asdict(config), "labels": list(labels), "version": VERSION}
-    rows = [[clip.clip_id, clip.label, clip.split, planted_truth(clip)] for clip in clips]
-    key = digest(about, rows, features_key(clips, inputs, args.model))
+    about = {"fusion": args.fusion, "task": args.task, "folds": args.folds, **asdict(config), "labels": list(labels)}
+    about |= {"modalities": list(modalities), "min_margin": args.min_margin, "version": VERSION}
+    rows = [[clip.clip_id, label[i].item(), clip.split, planted_truth(clip)] for i, clip in enumerate(clips)]
+    key = digest(about, args.mllm_check, str(rows), features_key(clips, inputs, args.model, modalities))
     done = args.out / "summary.json"
     if done.exists() and read_json(done).get("digest") == key and (args.out / "importance.jsonl").exists():
         print(f"importance: {args.out} holds this result already")
         return
-    features = tower_features(clips, inputs, args.model, cache, args.batch_size)
+    features = tower_features(clips, inputs, args.model, cache, args.batch_size, modalities)
 
     # Run
-    found = fit.cross_score(
-        features, label, train, labels, config, args.folds, progress=lambda fits: tqdm(fits, "fusion fits", unit="fit")
-    )
+    bar = lambda fits: tqdm(fits, "fusion fits", unit="fit")  # noqa: E731
+    found = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
+    scores = found.scores
+    splits = sorted({clip.split for clip in clips}, key=lambda name: (name == "test", name != "train", name))
+    places = {s: torch.tensor([i for i, clip in enumerate(clips) if clip.split == s]) for s in splits}
+    last = places[splits[-1]]  # the test clips, where there are any: trust is measured there
+    shown = [clips[i] for i in last.tolist()]
+    mllm = ask(args, inputs, shown, modalities, labels)
 
     # Save
-    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": found.net.alpha}
-    summary |= {"net": fit.fingerprint(found.net), "splits": {}}
-    splits = sorted({clip.split for clip in clips}, key=lambda name: (name == "test", name != "train", name))
-    for split in splits:
-        index = torch.tensor([i for i, clip in enumerate(clips) if clip.split == split])
-        part = fit.Scores(*(column[index] for column in found.scores))
-        summary["splits"][split] = measure([clips[i] for i in index.tolist()], label[index], part, modalities)
+    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(found.net, "alpha", None)}
+    summary |= {"net": fingerprint(found.net), "splits": {}}
+    for split, index in places.items():
+        summary["splits"][split] = measure(
+            [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities
+        )
+    part, fitted = scores.take(last), scores.take(learn)
+    trusted = trust_of(shown, label[last], part, fitted, label[learn], modalities, mllm)
+    summary["trust"] = {"split": splits[-1], **trusted}
     args.out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # an interrupted run must not look like an earlier one
-    write_jsonl(args.out / "importance.jsonl", (row_of(c, i, found, modalities, labels) for i, c in enumerate(clips)))
-    fit.save(found.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
-    draw(args.out / "gates.png", part, modalities, labels, f"{split} clips")
+    lines = [row_of(clip, i, found, modalities, labels, args.min_margin) for i, clip in enumerate(clips)]
+    asked = {i: row for i, row in zip(last.tolist(), mllm, strict=True) if not row.isnan().all()}
+    write_jsonl(args.out / "importance.jsonl", lines)
+    checks = (check_row(clip, i, scores, modalities, asked.get(i)) for i, clip in enumerate(clips))
+    write_jsonl(args.out / "checks.jsonl", checks)
+    save(found.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
+    draw(args.out / "gates.png", part, modalities, labels, f"{splits[-1]} clips")
+    error = torch.where(known(label[last]), trust.prediction_errors(part.logits, part.target), torch.nan)
+    draw_trust(args.out / "trust.png", part, trusted, modalities, labels, error)
+    images = [args.out / "gates.png", args.out / "trust.png"]
+    intro = f"{len(shown)} {splits[-1]} clips, fusion {args.fusion}, {', '.join(modalities)}."
+    write_page(args.out / "page.html", trusted, [lines[i] for i in last.tolist()], images, intro)
     write_environment(args.out)
     write_json(done, summary)
     show(summary)
-    print(f"importance: {len(clips)} clips -> {args.out}/importance.jsonl")
+    print(f"importance: {len(clips)} clips -> {args.out}/importance.jsonl, {args.out}/page.html")
 
 
 if __name__ == "__main__":

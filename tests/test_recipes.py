@@ -198,6 +198,7 @@ def world(planted_run, base_model, tmp_path_factory):
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
     places = {
+        "/data": folder,
         "/data/DFEW": folder / "DFEW",
         "/data/MAFW": folder / "MAFW",
         "/models/Qwen2.5-Omni-7B": base_model,

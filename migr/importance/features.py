@@ -1,7 +1,9 @@
-"""Pooled tower features: what the model's own eyes and ears make of a clip, before its language model speaks.
+"""Pooled features: what the model's own eyes and ears make of a clip, and its language model of the transcript.
 
 The tokens of each tower (their outputs, as the language model receives them) are pooled over the clip's own length into
 mean and standard deviation. The standard deviation tells how much a face moves or a voice varies, and noise from calm.
+A transcript has no tower: its tokens go through the language model alone, without prompt or media, and are pooled as
+they enter it (the words as such) and as they leave its last layer (the words in context).
 """
 
 import hashlib
@@ -16,13 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from migr.clips import Clip
-from migr.importance.fit import Features
-from migr.omni.inputs import OmniInputs, audio_tokens
+from migr.errors import InputError
+from migr.importance.table import Features
+from migr.omni.inputs import OmniInputs
 from migr.omni.load import check_model, load_thinker
 from migr.records import digest
 
-MODALITIES = ("video", "audio")  # a transcript has no tower
+MODALITIES = ("video", "audio", "text")
+TOWERS = ("video", "audio")
 POOLING = "mean, std of tower outputs"  # part of the cache key: change it with `pool`
+TEXT_POOLING = "mean, std of token embeddings and of last hidden states"  # likewise, with `pool_text`
 
 
 def tower_features(
@@ -31,8 +36,9 @@ def tower_features(
     model: str | Path,
     cache_dir: str | Path | None = None,
     batch_size: int = 16,
+    modalities: Sequence[str] = MODALITIES,
 ) -> Features:
-    """Features of all clips, from the cache if these clips went through these towers before.
+    """Features of all clips, from the cache if these clips went through this model before.
 
     Args:
         clips: The clips.
@@ -40,43 +46,72 @@ def tower_features(
         model: Model folder, or a name on the Hugging Face Hub.
         cache_dir: Folder for the cache; None computes anew.
         batch_size: Clips a forward pass.
+        modalities: The ones to read, of `MODALITIES`.
 
     Returns:
-        Modality -> (n, 2 × tower output size) float32, for the modalities that at least one clip has.
+        Modality -> (n, 2 × size of the tower's output; text 4 × the hidden size) float32, for those that a clip has.
 
     Raises:
-        InputError: The model cannot be loaded, a clip cannot be read, or its features are not finite.
+        InputError: The model cannot be loaded, a clip or transcript cannot be read, or features are not finite.
     """
-    file = None
-    if cache_dir is not None:
-        file = Path(cache_dir) / "towers" / f"{features_key(clips, inputs, model)}.safetensors"
-        if file.is_file():
-            try:
-                return _table(clips, load_file(file))
-            except (SafetensorError, OSError):
-                pass  # damaged: computed and written again
-    thinker = load_thinker(model)
-    if torch.cuda.is_available():  # the language model stays where it is
-        thinker.visual.cuda()
-        thinker.audio_tower.cuda()
+    names, present = presence(clips, modalities)
+    folder = None if cache_dir is None else Path(cache_dir) / "towers"
+    parts: list[tuple[str, Any, tuple[str, ...]]] = []
+    if any(name in TOWERS for name in names):
+        parts.append((towers_key(clips, inputs, model), pool, TOWERS))
+    if "text" in names:
+        parts.append((text_key(clips, inputs, model), pool_text, ("text",)))
+    thinker = None
+    values: dict[str, Tensor] = {}
+    for key, pooled, made in parts:
+        file = None if folder is None else folder / f"{key}.safetensors"
+        if file is not None and (known := _read(file)) is not None:
+            values |= known
+            continue
+        thinker = thinker or load_thinker(model)
+        found = _compute(thinker, inputs, clips, batch_size, pooled, made)
+        _checked(clips, found)
+        values |= found
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            save_file(found, partial)
+            partial.chmod(0o644)
+            partial.replace(file)
+    return Features(tuple(clip.clip_id for clip in clips), {name: values[name] for name in names}, present)
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError):
+        return None  # missing, or damaged: computed and written again
+
+
+def _compute(
+    thinker: Any, inputs: OmniInputs, clips: Sequence[Clip], batch_size: int, pooled: Any, made: Sequence[str]
+) -> dict[str, Tensor]:
+    if torch.cuda.is_available():  # only what is run; the rest stays where it is
+        for part in (thinker.visual, thinker.audio_tower) if pooled is pool else (thinker.model,):
+            part.cuda()
     rows: list[dict[str, Tensor]] = []
-    with tqdm(total=len(clips), desc="tower features", unit="clip") as bar:
+    what = "tower features" if pooled is pool else "text features"
+    with tqdm(total=len(clips), desc=what, unit="clip") as bar:
         for start in range(0, len(clips), batch_size):
-            rows += pool(thinker, inputs, clips[start : start + batch_size])
+            rows += pooled(thinker, inputs, clips[start : start + batch_size])
             bar.update(len(rows) - bar.n)
     values = {}
-    for name in MODALITIES:
+    for name in made:
         if size := next((len(row[name]) for row in rows if name in row), 0):
             values[name] = torch.stack([row.get(name, torch.zeros(size)) for row in rows])
-    table = _table(clips, values)
-    table.check()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file(values, partial)
-        partial.chmod(0o644)
-        partial.replace(file)
-    return table
+    return values
+
+
+def _checked(clips: Sequence[Clip], values: dict[str, Tensor]) -> None:
+    """Raise InputError for a clip whose features are not finite; rows of absent modalities are zero."""
+    Features(
+        tuple(clip.clip_id for clip in clips), values, torch.ones(len(clips), len(values), dtype=torch.bool)
+    ).check()
 
 
 @torch.inference_mode()
@@ -85,16 +120,54 @@ def pool(thinker: Any, inputs: OmniInputs, clips: Sequence[Clip]) -> list[dict[s
     batch = inputs.collate([inputs.features(clip) for clip in clips])
     device = thinker.visual.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    tokens: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
+    tokens: dict[str, list[Tensor]] = {name: [] for name in TOWERS}
     if "pixel_values_videos" in batch:
         out = thinker.get_video_features(batch["pixel_values_videos"], batch["video_grid_thw"], return_dict=True)
         tokens["video"] = list(out.pooler_output)
     if "input_features" in batch:
         mask = batch["feature_attention_mask"]
         out = thinker.get_audio_features(batch["input_features"], mask, return_dict=True)
-        tokens["audio"] = list(out.last_hidden_state.split([audio_tokens(n) for n in mask.sum(1).tolist()]))
+        lengths = [inputs.family.audio_tokens(frames) for frames in mask.sum(1).tolist()]
+        tokens["audio"] = list(out.last_hidden_state.split(lengths))
     queues = {name: iter(parts) for name, parts in tokens.items()}
-    return [{name: _mean_std(next(queues[name])) for name in MODALITIES if name in clip.modalities} for clip in clips]
+    return [{name: _mean_std(next(queues[name])) for name in TOWERS if name in clip.modalities} for clip in clips]
+
+
+@torch.inference_mode()
+def pool_text(thinker: Any, inputs: OmniInputs, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
+    """Run the language model on a batch of transcripts, pool what enters and leaves it: "text" -> (4 × hidden,).
+
+    Raises:
+        InputError: A transcript is no text, blank, or longer than the model reads.
+    """
+    tokenizer, model = inputs.processor.tokenizer, thinker.model
+    longest = model.config.max_position_embeddings
+    spoken = {i: tokenizer(transcript_of(c))["input_ids"] for i, c in enumerate(clips) if "text" in c.modalities}
+    for i, ids in spoken.items():
+        if len(ids) > longest:
+            raise InputError(f"clip {clips[i].clip_id!r}: its transcript has {len(ids)} tokens, more than {longest}")
+    rows: list[dict[str, Tensor]] = [{} for _ in clips]
+    if spoken:
+        width = max(len(ids) for ids in spoken.values())
+        padded = torch.full((len(spoken), width), tokenizer.pad_token_id)
+        mask = torch.zeros((len(spoken), width), dtype=torch.long)
+        for row, ids in enumerate(spoken.values()):
+            padded[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+        device = model.embed_tokens.weight.device
+        words = model.embed_tokens(padded.to(device))
+        states = model(inputs_embeds=words, attention_mask=mask.to(device)).last_hidden_state
+        for (i, ids), word, state in zip(spoken.items(), words, states, strict=True):
+            rows[i] = {"text": torch.cat([_mean_std(word[: len(ids)]), _mean_std(state[: len(ids)])])}
+    return rows
+
+
+def transcript_of(clip: Clip) -> str:
+    """The clip's transcript, or InputError where it is no text or blank."""
+    said = clip.extra.get("transcript")
+    if not isinstance(said, str) or not said.strip():
+        raise InputError(f"clip {clip.clip_id!r}: transcript must be a text, or absent, not {said!r}")
+    return said
 
 
 def _mean_std(tokens: Tensor) -> Tensor:
@@ -102,23 +175,46 @@ def _mean_std(tokens: Tensor) -> Tensor:
     return torch.cat([tokens.mean(0), tokens.std(0, correction=0)])
 
 
-def presence(clips: Sequence[Clip]) -> tuple[tuple[str, ...], Tensor]:
-    """The modalities that at least one clip has, and (n, M) bool: which clip has which."""
-    names = tuple(name for name in MODALITIES if any(name in clip.modalities for clip in clips))
+def presence(clips: Sequence[Clip], modalities: Sequence[str] = MODALITIES) -> tuple[tuple[str, ...], Tensor]:
+    """Those of `modalities` that at least one clip has, and (n, M) bool: which clip has which.
+
+    Raises:
+        InputError: There is none.
+    """
+    names = tuple(m for m in MODALITIES if m in modalities and any(m in clip.modalities for clip in clips))
+    if not names:
+        raise InputError(f"no clip has {' or '.join(modalities)}, so there is nothing to weigh")
     return names, torch.tensor([[name in clip.modalities for name in names] for clip in clips]).reshape(len(clips), -1)
 
 
-def _table(clips: Sequence[Clip], values: dict[str, Tensor]) -> Features:
-    names, present = presence(clips)
-    return Features(tuple(clip.clip_id for clip in clips), {name: values[name] for name in names}, present)
+def features_key(
+    clips: Sequence[Clip], inputs: OmniInputs, model: str | Path, modalities: Sequence[str] = MODALITIES
+) -> str:
+    """Hash of all that the features depend on."""
+    names, _ = presence(clips, modalities)
+    keys = [towers_key(clips, inputs, model)] if any(name in TOWERS for name in names) else []
+    keys += [text_key(clips, inputs, model)] if "text" in names else []
+    return keys[0] if len(keys) == 1 else digest(keys)
 
 
-def features_key(clips: Sequence[Clip], inputs: OmniInputs, model: str | Path) -> str:
-    """Hash of all that the features depend on: the clips' content, how they are prepared, and the towers."""
+def towers_key(clips: Sequence[Clip], inputs: OmniInputs, model: str | Path) -> str:
+    """Hash of the clips' content, how they are prepared, and the towers."""
     processor = [
         part.to_json_string() for part in (inputs.processor.video_processor, inputs.processor.feature_extractor)
     ]
     return digest(towers_digest(model), [inputs.media_key(clip) for clip in clips], processor, POOLING)
+
+
+def text_key(clips: Sequence[Clip], inputs: OmniInputs, model: str | Path) -> str:
+    """Hash of the transcripts and the language model: its configuration, and names, sizes and times of its files."""
+    name = check_model(model)
+    facts: list[Any] = [name]
+    if Path(name).is_dir():
+        files = [(file.name, file.stat()) for file in sorted(Path(name).glob("*.safetensors"))]
+        facts = [(Path(name) / "config.json").read_text(encoding="utf-8")]
+        facts += [[file, stat.st_size, stat.st_mtime_ns] for file, stat in files]
+    said = [transcript_of(clip) if "text" in clip.modalities else None for clip in clips]
+    return digest(facts, said, TEXT_POOLING)
 
 
 def towers_digest(model: str | Path) -> str:

@@ -1,54 +1,26 @@
-"""Fit the fusion network, and score every clip with a network that did not learn from it.
+"""Fit a fusion network, and score every clip with a network that did not learn from it.
 
 A unimodal head that has seen a clip is sure of it, whatever the clip shows: its entropy then says nothing about the
 modality. So train clips are scored in K folds, and the others by a network fitted on all train clips. Nothing here
-knows which modality is dominant; the networks learn from the emotion labels alone.
+knows which modality is dominant; the networks learn from the labels alone. Labels are emotions (int64, -1 where
+unknown) or sentiment scores (float32, NaN where unknown).
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
 from migr.errors import InputError
-from migr.importance.fusion import DualGateFusion, FusionConfig, fusion_loss
-from migr.records import digest, read_json, write_json
-
-
-@dataclass(frozen=True)
-class Features:
-    """Pooled features of n clips.
-
-    Attributes:
-        clip_ids: n names, for messages.
-        values: Modality -> (n, dim) float32; rows of absent modalities hold anything, usually 0.
-        present: (n, M) bool in the order of `values`.
-    """
-
-    clip_ids: tuple[str, ...]
-    values: dict[str, Tensor]
-    present: Tensor
-
-    def take(self, index: Tensor) -> "Features":
-        """The clips at these positions."""
-        names = tuple(self.clip_ids[i] for i in index.tolist())
-        return Features(names, {name: rows[index] for name, rows in self.values.items()}, self.present[index])
-
-    def check(self) -> None:
-        """Raise InputError for the first clip without a modality, or with a feature that is NaN or infinite."""
-        check_present(tuple(self.values), self.clip_ids, self.present)
-        for m, (name, rows) in enumerate(self.values.items()):
-            bad = self.present[:, m] & ~rows.isfinite().all(1)
-            for i in bad.nonzero().flatten().tolist():
-                raise InputError(f"clip {self.clip_ids[i]!r}: its {name} features are not finite; check file and model")
+from migr.importance.attribution import shares
+from migr.importance.reading import fusion_loss, log_likelihood
+from migr.importance.store import build, fingerprint
+from migr.importance.table import Features, check_folds, check_labels, check_present, is_score, known
+from migr.importance.vat import adversarial_loss
 
 
 @dataclass(frozen=True)
@@ -63,6 +35,8 @@ class FitConfig:
         unimodal_weight: λ of `fusion_loss`.
         modality_dropout: How often one modality of a training clip that has several is left out, so that each one
             learns to speak for itself and clips without it are no surprise.
+        adversarial_weight: Weight of the virtual adversarial loss (`vat.py`); 0 leaves it out.
+        adversarial_radius: Its radius, in standard deviations of a feature.
         seed: Draws weights, batches, dropout and folds.
     """
 
@@ -72,21 +46,33 @@ class FitConfig:
     weight_decay: float = 2.0
     unimodal_weight: float = 1.0
     modality_dropout: float = 0.2
+    adversarial_weight: float = 0.0
+    adversarial_radius: float = 0.1
     seed: int = 0
 
 
 class Scores(NamedTuple):
     """What a network says about n clips; the M axis follows `Features.values`."""
 
-    target: Tensor  # (n,) the emotion that importance is about: the label, or the prediction where there is none
+    target: Tensor  # (n,) emotion or score that importance is about: the label, or the prediction where there is none
     importance: Tensor  # (n, M)
-    contributions: Tensor  # (n, M) c, in logits
-    entropy_gate: Tensor  # (n, M)
-    importance_gate: Tensor  # (n, M)
-    gate: Tensor  # (n, M)
+    contributions: Tensor  # (n, M) signed, in logits (or points of the score)
+    drop: Tensor  # (n, M) `support` lost when m is left out; NaN where m is absent or the only one
+    gate: Tensor  # (n, M) combined gate, or what stands in for it
     logits: Tensor  # (n, C)
-    unimodal: Tensor  # (n, M, C) logits
+    unimodal: Tensor  # (n, M, C) logits; (n, M, 2) for scores
+    fused: Tensor  # (n, hidden) the fused vector
     present: Tensor  # (n, M) bool
+    parts: dict[str, Tensor]  # the network's own weights by name, (n, M) over modalities or (n, K) over experts
+
+    def take(self, index: Tensor) -> "Scores":
+        """The clips at these positions."""
+        return Scores._make([*(x[index] for x in self[:-1]), {name: x[index] for name, x in self.parts.items()}])
+
+    @property
+    def prediction(self) -> Tensor:
+        """(n,) predicted emotion (int64) or score (float32)."""
+        return predicted(self.logits)
 
 
 class CrossScores(NamedTuple):
@@ -95,41 +81,63 @@ class CrossScores(NamedTuple):
     scores: Scores
     fold: Tensor  # (n,) fold that a train clip was left out in; -1: scored by `net`
     models: tuple[str, ...]  # n fingerprints of the scoring networks
-    net: DualGateFusion  # fitted on all train clips
+    net: Any  # fitted on all train clips
 
 
-def fit(features: Features, target: Tensor, n_classes: int, config: FitConfig, **shape: Any) -> DualGateFusion:
+def predicted(logits: Tensor) -> Tensor:
+    """Emotion (n,) int64 from logits (n, C), or score (n,) float32 from (n, 1)."""
+    return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def support(logits: Tensor, target: Tensor) -> Tensor:
+    """How well an output fits the target, (n,): log p(emotion), or −|score − target|."""
+    if is_score(target):
+        return -(logits[:, 0] - target).abs()
+    return logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+
+
+def fit(
+    features: Features, target: Tensor, n_classes: int, config: FitConfig, fusion: str = "dual-gate", **shape: Any
+) -> Any:
     """Fit one network; deterministic on one machine.
 
     Args:
         features: Training clips.
-        target: (n,) class indices.
-        n_classes: Number of emotions in the label set.
+        target: (n,) class indices, or scores.
+        n_classes: Number of emotions in the label set; 1 for scores.
         config: How.
-        shape: Other fields of `FusionConfig` (`hidden`, `tau`, ...).
+        fusion: Kind of network, a key of `store.NETS`.
+        shape: Other fields of its configuration (`hidden`, `tau`, ...).
 
     Raises:
         InputError: A clip is unusable, or all have the same label.
     """
     features.check()
-    assert len(target) == len(features.clip_ids)
+    check_present(tuple(features.values), features.clip_ids, features.present, torch.arange(len(target)))
+    assert len(target) == len(features.clip_ids) and is_score(target) == (n_classes == 1)
     if len(target.unique()) < 2:
         raise InputError("all training clips have the same label: there is nothing to tell apart")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        net = DualGateFusion(FusionConfig({m: x.shape[1] for m, x in features.values.items()}, n_classes, **shape))
-        net.set_statistics(features.values, features.present)
+        net = build(fusion, dims={m: x.shape[1] for m, x in features.values.items()}, n_classes=n_classes, **shape)
+        net.reading.set_statistics(features.values, features.present)
         steps = config.epochs * math.ceil(len(target) / config.batch_size)
-        decayed = [weight for weight in net.parameters() if weight is not net.theta]  # decay would pull alpha to 1/2
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": [net.theta], "weight_decay": 0.0}]
+        spared = {id(weight) for weight in net.undecayed}
+        groups: list[dict[str, Any]] = [{"params": [w for w in net.parameters() if id(w) not in spared]}]
+        if spared:
+            groups.append({"params": net.undecayed, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps)
         for _ in range(config.epochs):
             for index in torch.randperm(len(target)).split(config.batch_size):
                 batch = features.take(index)
-                out = net(batch.values, drop_modalities(batch.present, config.modality_dropout))
+                present = drop_modalities(batch.present, config.modality_dropout)
+                loss = fusion_loss(net(batch.values, present), target[index], config.unimodal_weight)
+                if config.adversarial_weight:
+                    extra = adversarial_loss(net, batch.values, present, config.adversarial_radius)
+                    loss = loss + config.adversarial_weight * extra
                 optimizer.zero_grad()
-                fusion_loss(out, target[index], config.unimodal_weight).backward()
+                loss.backward()
                 optimizer.step()
                 schedule.step()
     return net.eval()
@@ -144,13 +152,14 @@ def drop_modalities(present: Tensor, rate: float) -> Tensor:
 
 
 @torch.inference_mode()
-def score(net: DualGateFusion, features: Features, label: Tensor, batch_size: int = 512) -> Scores:
-    """Score clips in batches.
+def score(net: Any, features: Features, label: Tensor, batch_size: int = 512) -> Scores:
+    """Score clips in batches; time and memory are linear in them.
 
     Args:
         net: A fitted network.
         features: Any clips with its modalities.
-        label: (n,) class indices; -1 where unknown (importance is then about the predicted emotion).
+        label: (n,) class indices, -1 where unknown, or scores, NaN where unknown (importance is then about the
+            predicted emotion or score).
         batch_size: Clips at a time.
     """
     features.check()
@@ -158,21 +167,42 @@ def score(net: DualGateFusion, features: Features, label: Tensor, batch_size: in
     for index in torch.arange(len(label)).split(batch_size):
         batch = features.take(index)
         out = net(batch.values, batch.present)
-        target = torch.where(label[index] < 0, out.logits.argmax(1), label[index])
+        target = torch.where(known(label[index]), label[index], predicted(out.logits))
+        contributions = net.attribute(out, target)
         parts.append(
             Scores(
                 target=target,
-                importance=net.importance(out, target),
-                contributions=net.contributions(out, target),
-                entropy_gate=out.entropy_gate,
-                importance_gate=out.importance_gate,
+                importance=shares(contributions, out.gate, out.present),
+                contributions=contributions,
+                drop=leave_one_out(net, out, target),
                 gate=out.gate,
                 logits=out.logits,
                 unimodal=out.unimodal,
+                fused=out.fused,
                 present=out.present,
+                parts=out.parts(),
             )
         )
-    return Scores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of several sets of clips, one behind the other."""
+    columns = [torch.cat(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
+    return Scores._make([*columns, {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts}])
+
+
+def leave_one_out(net: Any, out: Any, target: Tensor) -> Tensor:
+    """What each modality's absence costs: support from all − support without m, (n, M); NaN as in `Scores.drop`."""
+    columns = []
+    for m in range(out.present.shape[1]):
+        rest = out.present.clone()
+        rest[:, m] = False
+        matters = out.present[:, m] & rest.any(1)
+        shown = torch.where(matters[:, None], rest, out.present)
+        without = net.fuse(out.tokens, out.unimodal, shown).logits
+        columns.append(torch.where(matters, support(out.logits, target) - support(without, target), torch.nan))
+    return torch.stack(columns, 1)
 
 
 def cross_score(
@@ -183,81 +213,51 @@ def cross_score(
     config: FitConfig,
     folds: int = 5,
     progress: Callable[[range], Any] = lambda x: x,
+    fusion: str = "dual-gate",
     **shape: Any,
 ) -> CrossScores:
     """Score every clip with a network that was not fitted on it.
 
     Args:
         features: All clips.
-        label: (n,) class indices, -1 where unknown.
+        label: (n,) class indices, -1 where unknown; or scores, NaN where unknown.
         train: (n,) bool, clips to learn from; those without a label are only scored.
-        labels: Names of the classes.
+        labels: Names of the classes; for scores one name, which is not used.
         config: How to fit.
-        folds: Into how many parts the train clips are split, stratified by label.
+        folds: Into how many parts the train clips are split, stratified by emotion.
         progress: Wraps the loop over the `folds` + 1 fits, e.g. in a progress bar.
-        shape: Other fields of `FusionConfig`.
+        fusion: Kind of network.
+        shape: Other fields of its configuration.
 
     Raises:
-        InputError: Too few train clips or classes, a modality without train clips, or an unusable clip.
+        InputError: Too few train clips or classes, a modality that some fold cannot learn, or an unusable clip.
     """
     features.check()
-    learn = (train & (label >= 0)).nonzero().flatten()
+    learn = (train & known(label)).nonzero().flatten()
     check_labels(label, learn, labels, folds)
     check_present(tuple(features.values), features.clip_ids, features.present, learn)
     fold = torch.full(label.shape, -1)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=config.seed)
+    split = KFold if is_score(label) else StratifiedKFold
+    splitter = split(folds, shuffle=True, random_state=config.seed)
     for k, (_, held) in enumerate(splitter.split(learn, label[learn])):
         fold[learn[torch.from_numpy(held)]] = k
+    check_folds(tuple(features.values), features.present, fold, learn, folds)
 
-    columns: list[Tensor] | None = None
+    places: list[Tensor] = []
+    found: list[Scores] = []
     models = [""] * len(label)
     for k in progress(range(folds + 1)):  # the last fit is on all train clips
         part = learn[fold[learn] != k]
-        net = fit(features.take(part), label[part], len(labels), config, **shape)
+        net = fit(features.take(part), label[part], 1 if is_score(label) else len(labels), config, fusion, **shape)
         held = (fold == (k if k < folds else -1)).nonzero().flatten()
         if not len(held):
             continue
-        found = score(net, features.take(held), label[held])
-        if columns is None:
-            columns = [column.new_zeros((len(label), *column.shape[1:])) for column in found]
-        for column, rows in zip(columns, found, strict=True):
-            column[held] = rows
+        places.append(held)
+        found.append(score(net, features.take(held), label[held]))
         name = fingerprint(net)
         for i in held.tolist():
             models[i] = name
-    assert columns is not None
-    return CrossScores(Scores(*columns), fold, tuple(models), net)
-
-
-def check_labels(label: Tensor, learn: Tensor, labels: Sequence[str], folds: int) -> None:
-    """Raise InputError where the clips at positions `learn` cannot be split into folds, each with every emotion."""
-    if folds < 2:
-        raise InputError(f"folds: need at least 2, not {folds}")
-    counts = torch.bincount(label[learn], minlength=len(labels)).tolist()
-    found = {name: count for name, count in zip(labels, counts, strict=True) if count}
-    if len(found) < 2:
-        known = f"all {len(learn)} have the label {next(iter(found))!r}" if found else "none has a label"
-        raise InputError(f"train clips: {known}; at least two emotions are needed")
-    for name, count in found.items():
-        if count < folds:
-            raise InputError(
-                f"label {name!r} has {count} train clips, too few for {folds} folds: add clips or take fewer folds"
-            )
-
-
-def check_present(
-    modalities: Sequence[str], clip_ids: Sequence[str], present: Tensor, learn: Tensor | None = None
-) -> None:
-    """Raise InputError for a clip without a modality, and for a modality that no clip at positions `learn` has."""
-    for i in (~present.any(1)).nonzero().flatten().tolist():
-        raise InputError(f"clip {clip_ids[i]!r} has no video and no audio to weigh: remove it from the manifest")
-    for m, name in enumerate(modalities):
-        if learn is not None and present[:, m].any() and not present[learn, m].any():
-            clip = clip_ids[int(present[:, m].nonzero()[0, 0])]
-            raise InputError(
-                f"clip {clip!r} has {name}, but no labelled train clip does, so nothing can be learned about it; "
-                f"set has_{name} to false"
-            )
+    return CrossScores(joined(found).take(torch.cat(places).argsort()), fold, tuple(models), net)
 
 
 def alternatives(scores: Scores) -> dict[str, Tensor]:
@@ -266,49 +266,10 @@ def alternatives(scores: Scores) -> dict[str, Tensor]:
     `unimodal_confidence` is the head with the highest probability of the target; `entropy_gate` picks the head of the
     lowest entropy.
     """
-    chosen = scores.target[:, None, None].expand(-1, scores.unimodal.shape[1], 1)
-    confidence = scores.unimodal.softmax(-1).gather(2, chosen)[..., 0].masked_fill(~scores.present, -1.0)
-    ways = {
-        "attribution": scores.importance,
-        "gate": scores.gate,
-        "entropy_gate": scores.entropy_gate,
-        "importance_gate": scores.importance_gate,
-        "unimodal_confidence": confidence,
-    }
+    confidence = log_likelihood(scores.unimodal, scores.target).masked_fill(~scores.present, -torch.inf)
+    ways = {"attribution": scores.importance}
+    if "gate" in scores.parts:
+        ways["gate"] = scores.gate
+    ways |= {name: scores.parts[name] for name in ("entropy_gate", "importance_gate") if name in scores.parts}
+    ways["unimodal_confidence"] = confidence
     return {name: weight.argmax(1) for name, weight in ways.items()}
-
-
-def fingerprint(net: DualGateFusion) -> str:
-    """A hash of weights and shape."""
-    parts = [tensor.contiguous().numpy().tobytes() for _, tensor in sorted(net.state_dict().items())]
-    return digest(asdict(net.config), *parts)
-
-
-def save(net: DualGateFusion, path: str | Path, **about: Any) -> None:
-    """Write `path` (.safetensors) and, beside it, its shape and whatever JSON values `about` holds (.json)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, partial)
-    partial.chmod(0o644)
-    partial.replace(path)
-    write_json(path.with_suffix(".json"), {"config": asdict(net.config), **about})
-
-
-def load(path: str | Path) -> DualGateFusion:
-    """Read a network that `save` wrote.
-
-    Raises:
-        InputError: A file is missing, damaged, or the two do not belong together.
-    """
-    path = Path(path)
-    about = read_json(path.with_suffix(".json"))
-    try:
-        net = DualGateFusion(FusionConfig(**about["config"]))
-        net.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = json.dumps(str(error).splitlines()[0])
-        raise InputError(f"{path}: no fusion network as {path.with_suffix('.json')} describes it ({cause})") from None
-    return net.eval()

@@ -10,7 +10,8 @@ The order of the parts (unimodal reading, cross-modal attention, two gates, one 
     g   = alpha e + (1 - alpha) s        alpha = sigmoid(theta), one learned number
     logits = W (sum_m g_m h_m) + b                                    b holds how frequent each emotion is
 
-Absent modalities are masked before every softmax, so that their gates and importances are exactly 0.
+Absent modalities are masked before every softmax, so that their gates and importances are exactly 0. With one class the
+network gives a sentiment score instead of logits (`reading.Reading` says what H is then).
 """
 
 import math
@@ -19,7 +20,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from migr.importance.attribution import shares, side
+from migr.importance.reading import Reading, entropy_of, masked_softmax
+
+GATES = ("both", "entropy", "importance", "equal")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,12 @@ class FusionConfig:
 
     Attributes:
         dims: Feature size of every modality, in the order in which gates and importances are laid out.
-        n_classes: Number of emotions.
+        n_classes: Number of emotions; 1 for a sentiment score.
         hidden: Size of u_m and h_m; a multiple of `heads`.
         heads: Attention heads between modalities.
         tau: Temperature of the entropy gate, in nats.
         dropout: Dropout on the features, inside the projection and in the importance gate.
+        gates: Of `GATES`: both, or for comparison one alone, or equal weights (g_m = 1 / number of present ones).
     """
 
     dims: dict[str, int]
@@ -41,19 +47,30 @@ class FusionConfig:
     heads: int = 4
     tau: float = 0.5
     dropout: float = 0.3
+    gates: str = "both"
 
 
 class FusionOutput(NamedTuple):
     """What one forward pass says about n clips; M modalities in the order of `FusionConfig.dims`, C emotions."""
 
     logits: Tensor  # (n, C) of the fused head
-    unimodal: Tensor  # (n, M, C) logits of the unimodal heads
+    unimodal: Tensor  # (n, M, C) logits of the unimodal heads; (n, M, 2) with one class
     entropy_gate: Tensor  # (n, M) e; like s and g: non-negative, sums to 1, 0 where absent
     importance_gate: Tensor  # (n, M) s
     gate: Tensor  # (n, M) g
+    tokens: Tensor  # (n, M, hidden) u
     hidden: Tensor  # (n, M, hidden) h
     carried: Tensor  # (n, M, hidden) what the fused vector holds from each modality; they add up to it
     present: Tensor  # (n, M) bool
+
+    @property
+    def fused(self) -> Tensor:
+        """(n, hidden) the fused vector."""
+        return self.carried.sum(1)
+
+    def parts(self) -> dict[str, Tensor]:
+        """The gates by name, each (n, M)."""
+        return {"entropy_gate": self.entropy_gate, "importance_gate": self.importance_gate, "gate": self.gate}
 
 
 class DualGateFusion(nn.Module):
@@ -61,76 +78,59 @@ class DualGateFusion(nn.Module):
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
+        assert config.gates in GATES, config.gates
         self.config = config
         self.modalities = tuple(config.dims)
         hidden = config.hidden
-        for name, dim in config.dims.items():
-            self.register_buffer(f"mean_{name}", torch.zeros(dim))
-            self.register_buffer(f"std_{name}", torch.ones(dim))
-        drop = config.dropout
-        self.project = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Dropout(drop), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(drop), nn.LayerNorm(hidden)
-                )
-                for name, dim in config.dims.items()
-            }
-        )
-        self.unimodal = nn.ModuleDict({name: nn.Linear(hidden, config.n_classes) for name in config.dims})
+        self.reading = Reading(config.dims, config.n_classes, hidden, config.dropout)
         # No biases: what one modality receives is then a plain sum over the modalities it reads.
         self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden, bias=False) for _ in range(4))
         self.score = nn.Sequential(
             nn.Linear(hidden * len(config.dims), hidden),
             nn.GELU(),
-            nn.Dropout(drop),
+            nn.Dropout(config.dropout),
             nn.Linear(hidden, len(config.dims)),
         )
         self.theta = nn.Parameter(torch.zeros(()))
         self.head = nn.Linear(hidden, config.n_classes)
 
     @property
+    def undecayed(self) -> list[nn.Parameter]:
+        """Weights that weight decay must leave alone: it would pull alpha to 1/2."""
+        return [self.theta]
+
+    @property
     def alpha(self) -> float:
         """The learned weight of the entropy gate in the combined gate, between 0 and 1."""
         return torch.sigmoid(self.theta).item()
 
-    @torch.no_grad()
-    def set_statistics(self, features: dict[str, Tensor], present: Tensor) -> None:
-        """Take the mean and deviation of each feature over those training clips that have its modality."""
-        for index, name in enumerate(self.modalities):
-            rows = features[name][present[:, index]]
-            if len(rows):
-                self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
-                std = rows.std(0, correction=0)
-                self.get_buffer(f"std_{name}").copy_(torch.where(std > 1e-6, std, 1.0))  # 1: a constant feature
+    def forward(
+        self, features: dict[str, Tensor], present: Tensor, shift: dict[str, Tensor] | None = None
+    ) -> FusionOutput:
+        """Fuse n clips; the arguments are those of `Reading.forward`."""
+        u, p = self.reading(features, present, shift)
+        return self.fuse(u, p, present)
 
-    def forward(self, features: dict[str, Tensor], present: Tensor) -> FusionOutput:
-        """Fuse n clips.
-
-        Args:
-            features: Modality -> (n, dim) raw features. What stands in the rows of absent modalities is never read.
-            present: (n, M) bool, which modality a clip has; at least one each.
-        """
-        assert present.any(1).all(), "a clip with no modality"
-        tokens, unimodal = [], []
-        for index, name in enumerate(self.modalities):
-            x = (features[name] - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"std_{name}")
-            here = present[:, index, None]
-            u = self.project[name](torch.where(here, x, 0.0))
-            tokens.append(torch.where(here, u, 0.0))
-            unimodal.append(self.unimodal[name](u))
-        u, p = torch.stack(tokens, 1), torch.stack(unimodal, 1)
-
+    def fuse(self, u: Tensor, p: Tensor, present: Tensor) -> FusionOutput:
+        """Fuse what `Reading` read: u (n, M, hidden) and p (n, M, C), with these of its modalities (n, M) bool."""
+        u = torch.where(present[..., None], u, 0.0)
         messages = self.messages(u, present)
         h = u + messages.sum(2)
 
-        entropy = torch.special.entr(p.softmax(-1)).sum(-1)
-        e = masked_softmax(-entropy / self.config.tau, present)
+        e = masked_softmax(-entropy_of(p, self.config.n_classes) / self.config.tau, present)
         s = masked_softmax(self.score(h.flatten(1)), present)
-        alpha = torch.sigmoid(self.theta)
-        g = alpha * e + (1 - alpha) * s
+        g = self.combine(e, s, present)
         carried = g[..., None] * u + torch.einsum("nt,ntsd->nsd", g, messages)
         logits = self.head(carried.sum(1))
-        return FusionOutput(logits, p, e, s, g, h, carried, present)
+        return FusionOutput(logits, p, e, s, g, u, h, carried, present)
+
+    def combine(self, e: Tensor, s: Tensor, present: Tensor) -> Tensor:
+        """g from the two gates, as `FusionConfig.gates` says."""
+        if self.config.gates == "both":
+            alpha = torch.sigmoid(self.theta)
+            return alpha * e + (1 - alpha) * s
+        equal = present / present.sum(1, keepdim=True)
+        return {"entropy": e, "importance": s, "equal": equal}[self.config.gates]
 
     def messages(self, u: Tensor, present: Tensor) -> Tensor:
         """Attention between modalities, kept apart by source: (n, M to, M from, hidden), 0 to and from absent ones."""
@@ -146,35 +146,22 @@ class DualGateFusion(nn.Module):
         c_m = w_y·z_m − mean_k w_k·z_m, where z_m is what the fused vector z = Σ_m g_m h_m holds from m. Without
         attention z_m = g_m h_m. With it, h_m holds messages from other modalities too, and each message is credited to
         the modality that it was read from: a blurred face that is told what the voice says does not carry what the
-        voice says. The split is exact: with the bias, c adds up to logit_y − mean_k logit_k.
+        voice says. The split is exact: with the bias, c adds up to logit_y − mean_k logit_k. For a sentiment score
+        c_m = sign(y) w·z_m: how far m moves the score to the target's side of neutral.
 
         Args:
             out: What `forward` returned.
-            target: (n,) class indices.
+            target: (n,) class indices, or scores.
         """
+        if self.config.n_classes == 1:
+            return out.carried @ self.head.weight[0] * side(target)[:, None]
         centred = self.head.weight - self.head.weight.mean(0)
         return torch.einsum("nmd,nd->nm", out.carried, centred[target])
 
+    def attribute(self, out: FusionOutput, target: Tensor) -> Tensor:
+        """`contributions`, by the name and with the arguments that all networks share."""
+        return self.contributions(out, target)
+
     def importance(self, out: FusionOutput, target: Tensor) -> Tensor:
-        """Importance of each modality for the target emotion: (n, M), non-negative, sums to 1, 0 where absent. Ours.
-
-        The share of the positive contributions: relu(c_m) / sum relu(c). Where no modality speaks for the target (the
-        network reads another emotion) there is nothing to share, and the combined gate g takes its place: the least
-        negative c would name the modality that says least, not the one that carries the emotion.
-        """
-        positive = self.contributions(out, target).relu() * out.present
-        total = positive.sum(1, keepdim=True)
-        share = positive / total.clamp_min(torch.finfo(total.dtype).tiny)
-        return torch.where(total > 0, share, out.gate)
-
-
-def masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
-    """Softmax over the last axis among the present entries; the others get exactly 0."""
-    return scores.masked_fill(~present, -torch.inf).softmax(-1)
-
-
-def fusion_loss(out: FusionOutput, target: Tensor, unimodal_weight: float) -> Tensor:
-    """Cross-entropy of the fused head + `unimodal_weight` × the mean cross-entropy of the present unimodal heads."""
-    fused = F.cross_entropy(out.logits, target)
-    each = F.cross_entropy(out.unimodal.transpose(1, 2), target[:, None].expand(out.present.shape), reduction="none")
-    return fused + unimodal_weight * each[out.present].mean()
+        """Importance of each modality for the target: its share of the positive contributions (`shares`), (n, M)."""
+        return shares(self.contributions(out, target), out.gate, out.present)
