@@ -28,6 +28,7 @@ COUNTS = (
     ("n", "Clips"),
     ("n_unparseable", "Unparseable responses"),
     ("n_judge_failed", "Failed judgements"),
+    ("n_quarantined", "Quarantined clips"),  # of runs that generated
 )
 
 
@@ -50,7 +51,8 @@ def print_table(runs: Mapping[str, Metrics]) -> None:
         table.add_row(label, *cells)
     table.add_section()
     for key, label in COUNTS:
-        table.add_row(label, *(Text(count(metrics[key])) for metrics in runs.values()))
+        if any(key in metrics for metrics in runs.values()):
+            table.add_row(label, *(Text(count(metrics[key]) if key in metrics else "–") for metrics in runs.values()))
     table.add_row("Judge's own accuracy", *(Text(reliability(metrics.get("judge"))) for metrics in runs.values()))
     Console().print(table)
 

@@ -8,8 +8,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 # isort: split
 from transformers import BatchFeature
 
-from migr.engine import Generation, Request, Task
+from migr.engine import Generation, Request, Score, Task
+from migr.omni.family import QWEN3
+from migr.omni.inputs import Features
 from migr.omni.load import quiet
 
 NEVER = -100.0  # added to a logit; the least that vLLM documents
@@ -31,8 +34,8 @@ class VllmEngine:
     On a CPU it lives in this process, with state of which there is one: close it before another is opened.
     """
 
-    def __init__(self, model: str, dtype: str, task: Task):
-        options: dict[str, Any] = {"dtype": dtype}
+    def __init__(self, model: str, dtype: str, task: Task, tensor_parallel: int = 1, **more: Any):
+        options: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel, **more}
         if not torch.cuda.is_available():
             # one process, as quick to start as it can be; CPUs run vLLM in tests and in the demo
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -43,9 +46,10 @@ class VllmEngine:
         self._set_threads = torch.set_num_threads  # vLLM's CPU worker replaces it
         from vllm import LLM, SamplingParams  # here: the environment counts when vLLM is imported
         from vllm.model_executor.models.qwen2_5_omni_thinker import create_qwen2_5_omni_thinker_field_factory
+        from vllm.sampling_params import StructuredOutputsParams
 
         self.task = task
-        self.sampling = SamplingParams
+        self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
         with quiet(), warnings.catch_warnings(action="ignore"), _stderr_without(b"NUMA binding"):
             self.llm = LLM(
@@ -74,36 +78,58 @@ class VllmEngine:
         Raises:
             InputError: A request cannot be used; names it.
         """
+        for request, output in self._outputs(requests, self._parameters):
+            yield self.task.generation(request.key, output.outputs[0].token_ids)
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Score]:
+        """Score the given beginnings in order; see `open_engine`.
+
+        Raises:
+            InputError: A request cannot be used; names it.
+        """
+        once = self.sampling(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        for request, output in self._outputs(requests, lambda _: once):
+            ids, spans = self.task.begins(request)
+            found = output.prompt_logprobs[len(output.prompt_logprobs) - len(ids) :]
+            logprobs = (row[token].logprob for row, token in zip(found, ids, strict=True))
+            yield Score(request.key, tuple(logprobs), tuple(spans))
+
+    def _outputs(
+        self, requests: Iterable[Request], parameters: Callable[[Request], Any]
+    ) -> Iterator[tuple[Request, Any]]:
+        """vLLM's output of each request, in order."""
         engine: Any = self.llm.llm_engine
         assert not engine.has_unfinished_requests(), "one generate() at a time"
         source, begun, given = enumerate(requests), 0, 0
-        working: dict[str, tuple[int, str]] = {}
-        done: dict[int, Generation] = {}
+        working: dict[str, tuple[int, Request]] = {}
+        done: dict[int, tuple[Request, Any]] = {}
         try:
             while True:
                 for index, request in itertools.islice(source, self.task.batch_size - (begun - given)):
                     name = str(next(self._numbers))
-                    engine.add_request(name, self._input(name, request), self._parameters(index))
-                    working[name] = index, request.key
+                    engine.add_request(name, self._input(name, request), parameters(request))
+                    working[name] = index, replace(request, media=None)  # its frames are not needed any more
                     begun += 1
                 if begun == given:
                     return
                 while given not in done:
                     for output in engine.step():
                         if output.finished:
-                            index, key = working.pop(output.request_id)
-                            done[index] = self.task.generation(key, output.outputs[0].token_ids)
+                            index, request = working.pop(output.request_id)
+                            done[index] = request, output
                 yield done.pop(given)
                 given += 1
         finally:
             engine.abort_request(list(working))
 
     def _input(self, name: str, request: Request) -> Any:
-        """A processed input, which vLLM's engine takes as it is."""
-        from vllm.inputs import mm_input, tokens_input
-        from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+        return self.processed(name, *self.task.prepare(request))
 
-        ids, features = self.task.prepare(request)
+    def processed(self, name: str, ids: list[int], features: Features) -> Any:
+        """A processed input, which vLLM's engine takes as it is; what has the same name shares the towers' tokens."""
+        from vllm.inputs import mm_input, tokens_input
+        from vllm.multimodal.inputs import MultiModalKwargsItems
+
         if not features:
             return tokens_input(ids)
         tensors: dict[str, torch.Tensor] = {}
@@ -127,17 +153,34 @@ class VllmEngine:
             ids,
             MultiModalKwargsItems.from_hf_inputs(BatchFeature(tensors), self.fields(tensors)),
             {modality: [f"{name}-{modality}"] for modality in marks},
-            {modality: [PlaceholderRange(ids.index(mark), ids.count(mark))] for modality, mark in marks.items()},
+            {modality: [self._range(ids, mark)] for modality, mark in marks.items()},
         )
 
-    def _parameters(self, index: int) -> Any:
+    def _range(self, ids: list[int], mark: int) -> Any:
+        """Where the tokens of a modality stand.
+
+        For Qwen3-Omni, vLLM computes rotary positions as if the range took in the marks before and behind the tokens,
+        though its own processor leaves them out: each position would then be that of the token before.
+        """
+        from vllm.multimodal.inputs import PlaceholderRange
+
+        start, count = ids.index(mark), ids.count(mark)
+        if self.task.inputs.family is not QWEN3:
+            return PlaceholderRange(start, count)
+        own = torch.ones(count + 2, dtype=torch.bool)
+        own[[0, -1]] = False
+        return PlaceholderRange(start - 1, count + 2, is_embed=own)
+
+    def _parameters(self, request: Request) -> Any:
+        choices = request.choices
         return self.sampling(
-            max_tokens=self.task.max_new_tokens,
+            max_tokens=self.task.longest(request),
             temperature=self.task.temperature,
-            seed=self.task.seed + index if self.task.temperature else None,
+            seed=self.task.draw(request.key) if self.task.temperature else None,
             logit_bias=dict.fromkeys(self.task.suppressed, NEVER),
             stop_token_ids=self.task.ends,
             detokenize=False,
+            structured_outputs=None if choices is None else self.structured(choice=list(choices)),
         )
 
     def close(self) -> None:

@@ -25,11 +25,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.growing import Growing
 from eval.predict import model_digest
 from migr.clips import Clip, read_clips
 from migr.emotions import LabelSet, label_set
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.growing import Growing
 from migr.media import MediaSettings
 from migr.omni.prompt import DESCRIBE, render_prompt
 from migr.reasoning import parse

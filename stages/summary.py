@@ -7,55 +7,29 @@ from typing import Any
 import numpy as np
 
 from eval.browser import Run
+from eval.evidence import segment_truth
 from eval.report import write_page
 from eval.tables import Table, percent, print_table
 from migr.emotions import label_set
-from migr.reasoning import parse
-from migr.records import atomic, read_json, read_jsonl, write_json
-from migr.sources.wording import CUES
+from migr.records import atomic, read_json, write_json
 
 KEYS = ("war", "uar", "inconsistent_among_correct", "inconsistent_among_all", "epc", "starts_with_dominant")
-
-
-def segment_truth(run: Path, variant: str) -> dict[str, Any]:
-    """How often a segment about the dominant modality speaks of the emotion that this modality shows.
-
-    Only the planted benchmark knows what a modality shows. A segment counts by the majority of its cue phrases (in the
-    train wording, which is the models'); a segment without cues is untrue. Ours; it guards against a model that earns
-    consistency by inventing evidence for its answer.
-
-    Returns:
-        `segment_truth` (a fraction) and `segment_truth_n`, the number of segments.
-    """
-    clips = {row["clip_id"]: row["planted"] for row in read_jsonl(run / "clips" / "clips.jsonl")}
-    phrases = {m: {e: [p for cue in c for p in cue[0]] for e, c in table.items()} for m, table in CUES.items()}
-    true = total = 0
-    for row in read_jsonl(run / "eval" / variant / "predictions.jsonl"):
-        truth = clips[row["clip_id"]]
-        reasoning = parse(row["response"]).reasoning
-        for modality, text in reasoning.segments if reasoning else ():
-            if modality != truth["dominant"]:
-                continue
-            found = {e: sum(phrase in text for phrase in known) for e, known in phrases[modality].items()}
-            best = max(found, key=lambda emotion: found[emotion])
-            total += 1
-            true += found[best] > 0 and best == truth["shown"][modality]
-    return {"segment_truth": true / total if total else None, "segment_truth_n": total}
 
 
 def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
     """Write `results.json` and `report.html` of one run; returns the results."""
     metrics = {}
+    clips = run / "clips" / "clips.jsonl"
     for variant in variants:
-        figures = {**read_json(run / "eval" / variant / "metrics.json"), **segment_truth(run, variant)}
-        metrics[variant] = figures
+        folder = run / "eval" / variant
+        metrics[variant] = {**read_json(folder / "metrics.json"), **segment_truth(folder / "predictions.jsonl", clips)}
     scored = read_json(run / "importance" / "summary.json")["splits"]["test"]
     importance = {"accuracy": scored["dominant_accuracy"]["attribution"], **scored}
     judges = read_json(run / "judge" / "accuracy.json")
     seconds = read_json(run / "seconds.json")
     results = {"variants": metrics, "importance": importance, "judges": judges, "seconds": seconds}
     write_json(run / "results.json", results)
-    clips, importances = run / "clips" / "clips.jsonl", run / "importance" / "importance.jsonl"
+    importances = run / "importance" / "importance.jsonl"
     runs = []
     for variant, figures in metrics.items():
         predictions, judgements = (run / "eval" / variant / f"{name}.jsonl" for name in ("predictions", "judgements"))

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.growing import Growing
 from migr.clips import Clip, read_clips
 from migr.emotions import label_set
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.growing import Growing
 from migr.omni.prompt import question
 from migr.reasoning import MODALITIES, render
 from migr.records import Row, read_jsonl, write_jsonl

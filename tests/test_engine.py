@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,83 @@ def test_an_answer_that_is_cut_is_not_finished_and_its_text_is_its_tokens(engine
         assert answer.text == processor.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
 
 
+CHOICES = ("angry", "anger", "sad", "sadness", "no emotion at all", "Überraschung", "表情")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_answer_is_exactly_one_of_the_choices(engines, requests, backend):
+    mixed = [replace(item, choices=CHOICES if i % 3 else None) for i, item in enumerate(requests)]
+    free = {item.key: item for item in engines[backend].generate(requests)}
+    for item, answer in zip(mixed, engines[backend].generate(mixed), strict=True):
+        if item.choices is None:
+            assert answer == free[item.key]
+        else:
+            assert answer.text in CHOICES and answer.finished
+    text = Request("text", requests[-1].prompt, choices=("yes",))
+    assert [answer.text for answer in engines[backend].generate([text])] == ["yes"]
+
+
+def test_both_backends_choose_the_same(engines, model, requests):
+    mixed = [replace(item, choices=CHOICES[i % 3 :]) for i, item in enumerate(requests)]
+    found = [[answer.text for answer in engine.generate(mixed)] for engine in engines.values()]
+    assert found[0] == found[1] and len(set(found[0])) > 2, found
+    hot = []
+    with open_engine(model, "transformers", temperature=3.0) as engine:
+        hot = [answer.text for answer in engine.generate(mixed * 2)]
+    assert set(hot) <= set(CHOICES) and hot[: len(mixed)] == hot[len(mixed) :] and len(set(hot)) > 3
+
+
+def test_choices_that_cannot_be_met_are_input_errors(engines, requests):
+    for engine in engines.values():
+        for choices in ((), ("sad", "")):
+            with pytest.raises(InputError, match="clip0: choices"):
+                list(engine.generate([replace(requests[0], choices=choices)]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_answer_goes_on_behind_its_given_beginning(engines, processor, requests, plain, backend):
+    tokens = [processor.tokenizer.decode(ids[:5]) for ids in plain]
+    kept = [i for i, text in enumerate(tokens) if processor.tokenizer(text)["input_ids"] == list(plain[i][:5])]
+    assert len(kept) > 3
+    given = [replace(requests[i], begins=tokens[i]) for i in kept]
+    for i, answer in zip(kept, engines[backend].generate(given), strict=True):
+        assert answer.token_ids[: NEW - 5] == plain[i][5:]
+
+
+def test_both_backends_score_as_the_plain_model_does(engines, model, processor, requests):
+    text = "<think><audio>the voice is low</audio>sad</think>"
+    given = [replace(item, begins=text if i % 2 else text[:30]) for i, item in enumerate(requests)]
+    vllm, transformers = (list(engine.score(given)) for engine in engines.values())
+    thinker = load_thinker(model)
+    for item, one, other in zip(given, vllm, transformers, strict=True):
+        assert one.key == other.key == item.key and one.spans == other.spans
+        assert "".join(item.begins[a:b] for a, b in one.spans) == item.begins
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-3)
+        clip, kwargs = item.media, {}
+        if clip is not None and clip.frames is not None:
+            area = clip.frames.shape[-2] * clip.frames.shape[-1]
+            kwargs |= {"videos": [torch.from_numpy(clip.frames)], "fps": clip.fps}
+            kwargs |= {"size": {"shortest_edge": area, "longest_edge": area}, "cap_pixels_per_frame": False}
+        if clip is not None and clip.waveform is not None:
+            kwargs |= {"audio": [clip.waveform]}
+        inputs = processor(text=[item.prompt + item.begins], return_tensors="pt", **kwargs)
+        with torch.no_grad():
+            logprobs = thinker(**inputs).logits[0].log_softmax(-1)
+        n = len(one.logprobs)
+        chosen = logprobs[-n - 1 : -1].gather(1, inputs["input_ids"][0, -n:, None])[:, 0]
+        np.testing.assert_allclose(other.logprobs, chosen.numpy(), atol=2e-3)
+    assert next(iter(engines["vllm"].score([requests[0]]))).logprobs == ()
+    assert next(iter(engines["transformers"].score([requests[0]]))).logprobs == ()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_name_in_a_given_beginning_is_plain_text(engines, processor, requests, backend):
+    item = replace(requests[0], begins="so <|AUDIO|> and <|im_end|> it is")
+    (score,) = engines[backend].score([item])
+    assert len(score.logprobs) > 6 and np.isfinite(score.logprobs).all()
+    assert list(engines[backend].generate([item]))
+
+
 @pytest.fixture(scope="module")
 def tempted(model, processor, requests, plain, tmp_path_factory):
     """A model that would say a media token at the first step of clip0, and end its answer at the first of clip1."""
@@ -190,13 +268,21 @@ def test_media_tokens_never_come_and_the_end_token_ends(tempted, processor, requ
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_hot_sampling_gives_no_media_token_in_64_answers_and_is_repeatable(tempted, processor, backend):
-    items = [request(processor, seed % 4) for seed in range(64)]
+    items = [replace(request(processor, seed % 4), key=str(seed)) for seed in range(64)]
     with open_engine(tempted, backend, max_new_tokens=24, temperature=2.0, seed=3) as engine:
         answers = list(engine.generate(items))
         assert list(engine.generate(items[:16])) == answers[:16]
     tokens = {token for answer in answers for token in answer.token_ids}
     assert len(tokens) > 100 and len({answer.token_ids for answer in answers}) > 50
     assert not tokens & set(media_token_ids(processor))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_sampled_does_not_depend_on_the_neighbours(model, requests, backend):
+    with open_engine(model, backend, max_new_tokens=8, temperature=1.0, batch_size=5, seed=1) as engine:
+        whole = list(engine.generate(requests))
+        assert list(engine.generate(requests[7:12])) == whole[7:12]
+        assert next(iter(engine.generate(requests[9:10]))) == whole[9]
 
 
 def test_another_seed_gives_other_samples(model, requests):
@@ -246,6 +332,8 @@ def test_an_adapter_runs_in_transformers_and_vllm_asks_for_the_export(model, req
         ({"temperature": float("nan")}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"batch_size": 0}, "batch_size"),
+        ({"tensor_parallel": 0}, "tensor_parallel"),
+        ({"tensor_parallel": 2, "backend": "transformers"}, "tensor_parallel: 2 needs vllm"),
     ],
 )
 def test_arguments_out_of_range_are_input_errors_before_anything_loads(model, arguments, message):

@@ -1,0 +1,216 @@
+"""Does an explanation rest on the clip, and the answer on the explanation? Measured on the model that wrote them.
+
+    python eval/grounding.py --predictions predictions.jsonl --clips clips.jsonl --model DIR --out DIR
+
+Grounding gain: log p(segment | clip) minus log p(segment | changed clip), in nats; the segment's own modality is
+blanked (grey frames, silence) or taken from a clip with another label. Near 0, it could have been said of any clip.
+Answer support: the model reads a reasoning that it gave to a clip with another answer, and answers again for its own
+clip. If the answer stays, it rests on the clip and not on the words; if it becomes the other's, it follows the words.
+On the planted benchmark also segment truth: does a segment say what its modality shows? All of it is ours.
+
+The folder `--out` gets grounding.jsonl (a row a clip), grounding.json and grounding.png. An interrupted run goes on.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval import predict
+from eval.evidence import CHANGES, Donors, answers, gains, measure, segment_truth
+from eval.tally import PREDICTION_KEYS
+from migr.clips import Clip, read_clips
+from migr.emotions import LabelSet, label_set
+from migr.errors import InputError, Parser, exit_on_input_error
+from migr.growing import Growing, ids_in
+from migr.records import Row, read_jsonl, write_environment, write_json
+
+
+def show(figures: Mapping[str, Any]) -> None:
+    """Print the figures as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def cell(row: Mapping[str, Any], key: str, digits: int = 2, times: int = 1) -> str:
+        if row[key] is None:
+            return "–"
+        low, high = (times * bound for bound in row[f"{key}_ci95"])
+        return f"{times * row[key]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    for name in ("gain", "n", "nats a segment", "nats a token", "above 0, %"):
+        table.add_column(name, justify="left" if name == "gain" else "right")
+    changes = {"blank": "blanked", "other": "swapped"}
+    for modality, by_change in figures["gain"].items():
+        for how, row in by_change.items():
+            cells = (cell(row, "mean"), cell(row, "per_token"), cell(row, "positive", 0, 100))
+            table.add_row(f"{modality} {changes[how]}", str(row["n"]), *cells)
+    Console().print(table)
+    support = figures["answer_support"]
+    stays, follows = (cell(support, name, 1, 100) for name in ("stays", "follows"))
+    print(f"behind another clip's reasoning (n {support['n']}), % of answers: {stays} stay, {follows} follow the words")
+    if figures.get("segment_truth") is not None:
+        share = f"{100 * figures['segment_truth']:.1f} % of {figures['segment_truth_n']} segments"
+        print(f"{share} on the dominant modality say what it shows")
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw the gain per token of every segment, by modality and change."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kept = [segment for row in rows for segment in row["segments"]]
+    names = {f"{m}\n{how}": (m, how) for m in ("video", "audio") for how in CHANGES}
+    values = [
+        [s[how] / s["tokens"] for s in kept if s["modality"] == m and s[how] is not None] for m, how in names.values()
+    ]
+    figure, axis = plt.subplots(figsize=(6, 3.4))
+    axis.axhline(0, color="0.6", linewidth=1)
+    axis.boxplot([v or [float("nan")] for v in values], tick_labels=list(names), showfliers=False, whis=(5, 95))
+    axis.set(ylabel="gain, nats a token", title="What a segment owes to its modality")
+    axis.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags.
+
+    Raises:
+        InputError: An unknown flag, or a value out of range.
+    """
+    from migr.media import MediaSettings
+
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--predictions", type=Path, required=True, help="predictions.jsonl of eval/consistency.py")
+    add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
+    add("--model", type=Path, required=True, help="the model that wrote the predictions")
+    add("--out", type=Path, required=True, help="folder for what is written")
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    add("--limit", type=int, help="the first so many predictions only")
+    add("--engine", choices=["auto", "vllm", "transformers"], default="auto", help="auto: vllm if there")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights")
+    add("--batch_size", type=int, help="requests at a time (default 64 with vllm, 16 with transformers)")
+    add("--tensor_parallel", type=int, default=1, help="GPUs that vllm spreads the model over (default 1)")
+    add("--cache_dir", type=Path, help="where decoded clips are kept (shared by all stages)")
+    add("--seed", type=int, default=0, help="seed of the exchanged clips and of the bootstrap")
+    add("--resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
+    add("--overwrite", action="store_true", help="discard another run in --out")
+    for field in fields(MediaSettings):
+        if field.name in predict.MEDIA:
+            action = argparse.BooleanOptionalAction if isinstance(field.default, bool) else None
+            kind: dict[str, Any] = {"action": action} if action else {"type": type(field.default)}
+            add(f"--{field.name}", default=field.default, help="how clips are sampled, as in training", **kind)
+    args = parser.parse_args(argv)
+    for name in ("limit", "batch_size", "resamples", "tensor_parallel"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
+    if args.engine == "auto":
+        args.engine = "vllm" if find_spec("vllm") and not args.audio_in_video else "transformers"
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Config, data, scores, figures; returns the figures.
+
+    Raises:
+        InputError: Something in the input or the configuration is wrong.
+    """
+    args = arguments(argv)
+    labels = label_set(args.labels)
+
+    # Data
+    known = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
+    predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
+    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in known]:
+        raise InputError(f"{args.predictions}: clip {lost[0]!r} is not in {args.clips}")
+    if bad := [row["clip_id"] for row in predictions if not isinstance(row["response"], str)]:
+        raise InputError(f"{args.predictions}: clip {bad[0]!r}: response must be text")
+    if not predictions:
+        raise InputError(f"{args.predictions}: no predictions in it")
+    clips = {row["clip_id"]: known[row["clip_id"]] for row in predictions}
+    config = {
+        "model": predict.model_digest(args.model),
+        **{name: predict.file_digest(getattr(args, name)) for name in ("predictions", "clips")},
+        "labels": list(labels.labels),
+        "media": {name: getattr(args, name) for name in predict.MEDIA},
+        "engine": [args.engine, args.dtype, args.seed],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out / "grounding.jsonl"
+    predict.claim(args.out, config, [out], args.overwrite)
+
+    # Scores
+    wanted = predictions[: args.limit]
+    with Growing(out) as file:
+        done = ids_in([out])
+        for row in tqdm(
+            score(args, [row for row in wanted if row["clip_id"] not in done], clips, predictions, labels),
+            desc="scoring",
+            unit="clip",
+            total=len(wanted),
+            initial=len([row for row in wanted if row["clip_id"] in done]),
+        ):
+            file.append(row)
+    write_environment(args.out)
+
+    # Figures
+    rows = read_jsonl(out, ("clip_id", "segments"), unique="clip_id")
+    figures = {**measure(rows, args.resamples, args.seed), **segment_truth(args.predictions, args.clips)}
+    figures["settings"] = {
+        name: str(getattr(args, name)) for name in ("model", "predictions", "clips", "engine", "seed")
+    }
+    write_json(args.out / "grounding.json", figures)
+    plot(rows, args.out / "grounding.png")
+    show(figures)
+    print(f"grounding: {figures['n_segments']} segments of {figures['n']} clips -> {args.out}/grounding.json")
+    return figures
+
+
+def score(
+    args: argparse.Namespace, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], labels: LabelSet
+) -> Iterator[Row]:
+    """The rows of grounding.jsonl, in order."""
+    if not rows:
+        return
+    from migr.engine import open_engine
+
+    ask = predict.asker(args, labels)
+    donors = Donors(every, clips, labels, args.seed)
+    options = {name: getattr(args, name) for name in ("dtype", "batch_size", "tensor_parallel", "audio_in_video")}
+    with open_engine(args.model, args.engine, max_new_tokens=1, **options) as engine:
+        source = iter(rows)
+        while batch := list(islice(source, 16)):
+            pairs = [(clips[row["clip_id"]], row["response"]) for row in batch]
+            found = gains(engine, ask, pairs, donors.of_media)
+            lenders = [(clip, donors.of_reasoning(clip.clip_id)) for clip, _ in pairs]
+            asked = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
+            read = answers(engine, ask, asked, labels)
+            for clip, lender in lenders:
+                name = clip.clip_id
+                own, other = read.get(name, (None, None))
+                lent = {m: donors.of_media(clip, m) for m in ("video", "audio")}
+                yield {
+                    "clip_id": name,
+                    "segments": found[name],
+                    "media_from": {m: c.clip_id for m, c in lent.items() if c},
+                    "reasoning_from": lender,
+                    "answer": donors.answers[name],
+                    "other_answer": donors.answers[lender] if lender else None,
+                    "answer_behind_own": own,
+                    "answer_behind_other": other,
+                }
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
