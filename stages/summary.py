@@ -129,7 +129,7 @@ def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> N
             key: float(np.mean([r["variants"][variant][key] for r in results])) for key in (*KEYS, "segment_truth")
         }
         lines.append(f"| mean | **{variant}** | {_cells(means)} |")
-    lines += ["", "## What the figures rest on", ""]
+    lines += ["", *_ratios(results, variants), "", "## What the figures rest on", ""]
     lines += ["| seed | dominant modality right | judge | its accuracy |", "|---|---|---|---|"]
     for seed, result in enumerate(results):
         right = percent(result["importance"]["accuracy"])
@@ -141,6 +141,19 @@ def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> N
     with atomic(out) as file:
         file.write("\n".join(lines) + "\n")
     print(f"experiment: {len(runs)} seeds, {len(variants)} variants -> {out}")
+
+
+def _ratios(results: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> list[str]:
+    """The headline as a share of the first variant's, seed by seed and for the means."""
+    first, *others = variants
+    rows = [{v: r["variants"][v]["inconsistent_among_correct"] for v in variants} for r in results]
+    rows.append({v: float(np.mean([row[v] for row in rows])) for v in variants})
+    lines = [f"Inconsistent among correct, as a share of {first}'s (in the literature 0.41):", ""]
+    lines += [f"| seed | {' | '.join(others)} |", "|---" * len(variants) + "|"]
+    for name, row in zip([*map(str, range(len(results))), "mean"], rows, strict=True):
+        cells = (f"{row[v] / row[first]:.2f}" if row[first] else "–" for v in others)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _cells(figures: Mapping[str, Any]) -> str:
