@@ -61,16 +61,19 @@ def main() -> None:
     from migr.clips import read_clips
     from migr.emotions import label_set
     from migr.judge import open_judge
+    from migr.memory import announce
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import check_adapter, load_processor, load_thinker, media_token_ids
+    from migr.omni.load import check_adapter, check_model, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question
     from migr.records import read_jsonl
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
     from migr.training.prepare import read_all
+    from migr.training.rollout import check_vllm
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards
 
+    check_vllm(config, check_model(args.model), args.audio_in_video)
     labels = label_set(args.labels)
     rewards = make_rewards(args.rewards, labels, open_judge(args.judge, labels))
     inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
@@ -80,6 +83,7 @@ def main() -> None:
     if resume == "done":
         print(f"grpo: {config.output_dir} is finished already")
         return
+    announce(args, config)
 
     # Data
     clips = [clip for clip in read_clips(args.clips, labels, split=args.split) if clip.label is not None]
@@ -116,6 +120,7 @@ def main() -> None:
     )
     config.remove_unused_columns = False
     config.logging_nan_inf_filter = False
+    config.router_aux_loss_coef = 0.0  # router and experts are frozen, and the thinker returns no router logits
     config.log_multimodal = False
     # A sampled media token would have no features, and break the next forward pass.
     config.generation_kwargs = {**(config.generation_kwargs or {}), "suppress_tokens": media_token_ids(processor)}
@@ -131,6 +136,8 @@ def main() -> None:
         callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
     )
     result = trainer.train(resume_from_checkpoint=resume)
+
+    trainer.close()
 
     # Save
     trainer.save_model(config.output_dir)

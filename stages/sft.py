@@ -43,6 +43,7 @@ def main() -> None:
 
     from migr.clips import read_clips
     from migr.emotions import label_set
+    from migr.memory import announce
     from migr.omni.export import write_checkpoint
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor, load_thinker
@@ -51,12 +52,15 @@ def main() -> None:
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from migr.training.sft import OmniSFTTrainer, TargetCollator
+    from migr.training.zero3 import check_zero3
 
+    check_zero3(config, args.lora_r)
     inputs_of_run = (args.clips, args.targets)
     resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
     if resume == "done":
         print(f"sft: {config.output_dir} is finished already")
         return
+    announce(args, config)
 
     # Data
     clips = {clip.clip_id: clip for clip in read_clips(args.clips, label_set(args.labels))}
@@ -81,6 +85,7 @@ def main() -> None:
     config.dataset_kwargs = {"skip_prepare_dataset": True}
     config.max_length = None  # a cut would fall into the media placeholders
     config.logging_nan_inf_filter = False
+    config.router_aux_loss_coef = 0.0  # router and experts are frozen, and the thinker returns no router logits
     trainer = OmniSFTTrainer(
         model=model,
         args=config,

@@ -25,7 +25,7 @@ LANGUAGE_MODEL_LORA = r"(?:thinker\.)?model\.layers\.\d+\.(?:self_attn\.[qkvo]_p
 # For a model with experts, PEFT (0.21) turns that expression into the last parts of the names it found, `q_proj` and so
 # on, which the audio tower has as well: so the towers are named as excluded too.
 TOWERS = r"(?:.*\.)?(?:audio_tower|visual)\..*"
-LORA = {"target_modules": LANGUAGE_MODEL_LORA, "exclude_modules": TOWERS}
+LORA: dict[str, Any] = {"target_modules": LANGUAGE_MODEL_LORA, "exclude_modules": TOWERS}
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations import deepspeed
 
 from migr.omni.family import FAMILIES, QWEN2_5, QWEN3, family_of
 from migr.omni.load import check_model, thinker_config
@@ -102,5 +103,10 @@ def without_weights(config: Any) -> nn.Module:
     """The thinker of a configuration on the meta device: all its modules and shapes, no memory."""
     family = family_of(config)
     assert family is not None, type(config)
-    with torch.device("meta"):
-        return family.thinker(config)
+    # under ZeRO-3, transformers would spread the modules over the processes: all would have to be here
+    spread, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        with torch.device("meta"):
+            return family.thinker(config)
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = spread

@@ -19,7 +19,7 @@ from migr.media import MediaSettings
 class OmniArguments:
     """The model, the clips, how media are read, and what is adapted."""
 
-    model: str = field(default="", metadata={"help": "folder (or name) of a Qwen2.5-Omni model"})
+    model: str = field(default="", metadata={"help": "folder (or name) of a Qwen2.5-Omni or Qwen3-Omni model"})
     clips: str = field(default="", metadata={"help": "clips.jsonl of stages/data.py"})
     labels: str = field(default="dfew", metadata={"help": "dfew, mafw, or a file with one label a line"})
     cache_dir: str | None = field(
@@ -31,6 +31,9 @@ class OmniArguments:
     max_frames: int = field(default=32, metadata={"help": "at most this many frames a clip"})
     min_pixels: int = field(default=56 * 56, metadata={"help": "frames are enlarged to this many pixels"})
     max_pixels: int = field(default=448 * 448, metadata={"help": "frames are reduced to this many pixels"})
+    audio_in_video: bool = field(
+        default=False, metadata={"help": "interleave sound and frames in time (Qwen's use_audio_in_video)"}
+    )
     dtype: str = field(default="auto", metadata={"help": "weights' type: auto, float32, bfloat16"})
     attn_implementation: str | None = field(default=None, metadata={"help": "e.g. sdpa, flash_attention_2"})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank; 0 trains all weights, the towers too"})
@@ -47,6 +50,7 @@ class OmniArguments:
             max_frames=self.max_frames,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            audio_in_video=self.audio_in_video,
         )
 
     @property
@@ -54,13 +58,13 @@ class OmniArguments:
         """LoRA on the language model alone, as PEFT's `LoraConfig`."""
         from peft import LoraConfig
 
-        from migr.omni.load import LANGUAGE_MODEL_LORA
+        from migr.omni.load import LORA
 
         return LoraConfig(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=LANGUAGE_MODEL_LORA,
+            **LORA,
             task_type="CAUSAL_LM",
         )
 

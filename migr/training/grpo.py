@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -18,8 +19,10 @@ from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.omni.towers import FrozenTowers
 from migr.training.guards import NonFiniteError, check_loss
+from migr.training.rollout import Rollouts
 from migr.training.sft import IGNORED
 from migr.training.shared_prefix import Packed, pack
+from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 
 class EpochRepeatSampler(RepeatSampler):
@@ -48,18 +51,29 @@ class OmniGRPOTrainer(GRPOTrainer):
     Args:
         inputs: Features of clips and expansion of prompts.
         clips: The clips that `clip` counts.
-        **kwargs: As for GRPOTrainer.
+        **kwargs: As for GRPOTrainer. With `use_vllm`, call `close()` when done.
     """
 
     def __init__(self, *, inputs: OmniInputs, clips: Sequence[Clip], **kwargs: Any) -> None:
         self.omni, self.clips = inputs, clips
         self._rows: list[int] = []  # the clips of the batch that is being worked on, one a row
+        args: Any = kwargs["args"]
+        vllm, args.use_vllm = args.use_vllm, False  # TRL's own vLLM would take pictures alone
         super().__init__(**kwargs)
-        # under ZeRO-3 a rank's tower needs all ranks, which do not see a new clip at the same time
+        args.use_vllm = self.use_vllm = vllm
+        if is_zero3(args):
+            prepare_for_zero3(self.model, self.accelerator.device)
         self.thinker = _thinker(self.model)
-        self.towers = None if _zero3(self.accelerator) else FrozenTowers(self.thinker, inputs)
+        self.towers = FrozenTowers(self.thinker, inputs)
         # flash attention has no way to say which branch sees what
         self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"
+        self.rollouts = Rollouts(self, inputs) if vllm else None
+        self._synced = -1  # the step whose weights vLLM has
+
+    def close(self) -> None:
+        """Stop vLLM, where it is used."""
+        if self.rollouts is not None:
+            self.rollouts.close()
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         args: Any = self.args
@@ -81,13 +95,22 @@ class OmniGRPOTrainer(GRPOTrainer):
             trained: Any = model or self.model
             trained.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapters; under ZeRO-3, PEFT (0.21) would put the trained one into the reference's folder too."""
+        super().save_model(output_dir, _internal_call)
+        model: Any = self.model
+        if not is_zero3(self.args) or "ref" not in model.peft_config:
+            return
+        own = {name: weight for name, weight in model.named_parameters() if ".ref." in name}
+        with self._dist.gather_params(list(own.values())):
+            if self.is_world_process_zero():
+                kept = {name.replace(".ref.", "."): weight.data.cpu().clone() for name, weight in own.items()}
+                folder = Path(str(output_dir or self.args.output_dir)) / "ref"
+                save_file(kept, folder / "adapter_model.safetensors", {"format": "pt"})
+
     def _media(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        clips = [self.clips[row] for row in rows]
-        if self.towers is not None:
-            with self.accelerator.autocast():
-                media = self.towers.collate(clips)
-        else:
-            media = self.omni.collate([self.omni.features(clip) for clip in clips])
+        with self.accelerator.autocast():
+            media = self.towers.collate([self.clips[row] for row in rows])
         return {key: value.to(self.accelerator.device) for key, value in media.items()}
 
     def _positions(self, media: dict[str, torch.Tensor], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -107,7 +130,7 @@ class OmniGRPOTrainer(GRPOTrainer):
             clip = self.clips[row]
             text = render_prompt(self.omni.processor, prompt[-1]["content"], clip.has_video, clip.has_audio)
             ids.append(self.omni.prompt_ids(text, self.omni.features(clip)))
-        return ids, None, self._media(self._rows)
+        return ids, None, {} if self.use_vllm else self._media(self._rows)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = [row["clip"] for row in inputs]
@@ -115,9 +138,15 @@ class OmniGRPOTrainer(GRPOTrainer):
         output["clip"] = torch.tensor(self._rows, device=self.accelerator.device)
         return output
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        if self.rollouts is not None:
+            step = self.state.global_step
+            if step != self._synced:
+                self.rollouts.sync()
+                self._synced = step
+            return self.rollouts.sample(prompt_ids, [self.clips[row] for row in self._rows], step)
         try:
-            return super()._generate_single_turn(*args, **kwargs)
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         except RuntimeError as error:
             if "nan" not in str(error):
                 raise
@@ -144,7 +173,9 @@ class OmniGRPOTrainer(GRPOTrainer):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         assert len(self._rows) == len(input_ids), "the rows' clips were not set for this batch"
-        logps, entropies, aux_losses = [], [], []
+        logps: list[torch.Tensor] = []
+        entropies: list[torch.Tensor] = []
+        aux_losses = []
         step = batch_size or len(input_ids)
         for start in range(0, len(input_ids), step):
             chunk = slice(start, start + step)
@@ -173,11 +204,6 @@ class OmniGRPOTrainer(GRPOTrainer):
             torch.cat(entropies) if compute_entropy else None,
             torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
-
-
-def _zero3(accelerator: Any) -> bool:
-    plugin = accelerator.state.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3
 
 
 def _thinker(model: Any) -> Any:

@@ -11,6 +11,7 @@ from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.records import Row
 from migr.training.guards import check_loss
+from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 IGNORED = -100
 
@@ -63,6 +64,11 @@ class OmniSFTTrainer(SFTTrainer):
 
     The fused LM head works because `migr.omni.load` gives the thinker a `base_model` without the head.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if is_zero3(self.args):
+            prepare_for_zero3(self.model, self.accelerator.device)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

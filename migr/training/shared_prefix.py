@@ -65,7 +65,7 @@ def pack(
     for group, length in zip(groups, real.sum(1).tolist(), strict=True):
         begins.append(ends[group])
         ends[group] += length
-    source = real.nonzero(as_tuple=True)
+    source: tuple[Tensor, Tensor] = real.nonzero(as_tuple=True)  # type: ignore[assignment]
     row = torch.tensor(groups, device=device)[source[0]]
     column = shared + torch.tensor(begins, device=device)[source[0]] + source[1]
 
