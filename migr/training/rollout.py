@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -82,13 +82,13 @@ def merged_weights(model: Any, gather: Gather) -> Iterator[tuple[str, Tensor]]:
         if not any(isinstance(layer, LoraLayer) for layer in layers.values()):
             continue
         for name, layer in layers.items():
-            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+            base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
             if not isinstance(base, nn.Linear):
                 continue
             with torch.no_grad(), gather(list(layer.parameters())):
                 weight = base.weight.clone()
-                if isinstance(layer, LoraLayer):
-                    weight = (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype)
+                if base is not layer:
+                    weight = (weight.float() + cast(Any, layer).get_delta_weight("default").float()).to(weight.dtype)
                 bias = None if base.bias is None else base.bias.clone()
             yield f"thinker.{path}.{name}.weight", weight
             if bias is not None:
