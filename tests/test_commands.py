@@ -77,9 +77,7 @@ def test_help_works_from_any_folder_and_says_what_the_script_is_for(script, tmp_
     assert " ".join(document.split("\n\n")[0].split()) in said  # what the stage is for
     assert f"python {script}" in out or f"accelerate launch {script}" in out  # an example to copy
     lines = re.sub(r"\\\\?\n", " ", document).splitlines()  # a command on several lines is one
-    others = [
-        line for line in lines if script not in line and re.search(r"\w/\w+\.py", line)
-    ]
+    others = [line for line in lines if script not in line and re.search(r"\w/\w+\.py", line)]
     own = "\n".join(line for line in lines if line not in others)
     for flag in set(re.findall(r"--\w+", own)) - {"--help"}:
         assert re.search(rf"^  {flag}\b", out, re.MULTILINE), f"{flag} stands in the text, not in the list of flags"
