@@ -86,6 +86,29 @@ def test_merged_weights_are_those_of_peft_under_the_names_of_the_checkpoint(warm
         assert found.keys() <= set(stored.keys())
 
 
+# The stage; before the trainer below, as one process holds one vLLM
+
+
+@pytest.mark.slow
+def test_the_stage_trains_with_vllm_and_resumes_exactly(
+    stage, training, planted_run, warm_model, sft_adapter, tmp_path
+):
+
+    shared = {**training, "model": warm_model, "adapter": sft_adapter, "importance": planted_run.importance}
+    shared |= {"limit": 4, "max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4}
+    shared |= {"max_completion_length": 48, "use_vllm": "true", "learning_rate": 2e-3, "temperature": 0.7, "beta": 0.04}
+    stage("grpo", **shared, output_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    stage("grpo", **shared, output_dir=tmp_path / "again")
+    logs = [
+        [row for row in read_json(tmp_path / name / "trainer_state.json")["log_history"] if "loss" in row]
+        for name in ("whole", "again")
+    ]
+    assert [row["step"] for row in logs[0]] == [1, 2, 3]
+    for key in ("loss", "grad_norm", "kl", "reward", "sampling/sampling_logp_difference/mean"):
+        assert [row[key] for row in logs[0]] == pytest.approx([row[key] for row in logs[1]], abs=1e-6), key
+
+
 # The trainer with vLLM
 
 
@@ -218,23 +241,3 @@ def test_a_prompt_that_is_too_long_is_named_with_its_clip(trainer, clips, monkey
     monkeypatch.setattr(trainer.rollouts, "task", task)
     with pytest.raises(InputError, match=rf"{clips[1].clip_id}: a prompt of .* vllm_max_model_length"):
         trainer.rollouts.sample(prompts_of(trainer.omni, clips[1:2]), clips[1:2], step=0)
-
-
-@pytest.mark.slow
-def test_the_stage_trains_with_vllm_and_resumes_exactly(
-    stage, training, planted_run, warm_model, sft_adapter, tmp_path
-):
-
-    shared = {**training, "model": warm_model, "adapter": sft_adapter, "importance": planted_run.importance}
-    shared |= {"limit": 4, "max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4}
-    shared |= {"max_completion_length": 48, "use_vllm": "true", "learning_rate": 2e-3, "temperature": 0.7, "beta": 0.04}
-    stage("grpo", **shared, output_dir=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
-    stage("grpo", **shared, output_dir=tmp_path / "again")
-    logs = [
-        [row for row in read_json(tmp_path / name / "trainer_state.json")["log_history"] if "loss" in row]
-        for name in ("whole", "again")
-    ]
-    assert [row["step"] for row in logs[0]] == [1, 2, 3]
-    for key in ("loss", "grad_norm", "kl", "reward", "sampling/sampling_logp_difference/mean"):
-        assert [row[key] for row in logs[0]] == pytest.approx([row[key] for row in logs[1]], abs=1e-6), key

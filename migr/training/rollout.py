@@ -122,8 +122,8 @@ class Rollouts(VllmEngine):
         if torch.cuda.is_available():
             options["gpu_memory_utilization"] = args.vllm_gpu_memory_utilization
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in this process
-        self.alone = not torch.distributed.is_initialized()
-        if not self.alone:  # vLLM then joins the training's process group, in a group of one
+        self.alone = "RANK" not in os.environ  # else a launcher has made a process group
+        if not self.alone:  # vLLM joins it, in a group of one
             options["distributed_executor_backend"] = "external_launcher"
         super().__init__(base, str(trainer.thinker.dtype).removeprefix("torch."), task, **options)
         try:
