@@ -214,7 +214,7 @@ def test_after_each_sync_vllm_answers_as_the_trainers_model_and_training_goes_on
         # the gap between the two programs; it also covers the mass of the media tokens, which vLLM never samples
         gap = {name: row[f"sampling/sampling_logp_difference/{name}"] for name in ("mean", "max")}
         assert 0.0 <= gap["mean"] <= gap["max"] < 3e-2
-        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=3e-2)
+        assert 0.5 < row["sampling/importance_sampling_ratio/mean"] < 1.1  # of whole completions: the gap times 24
 
     second = greedy_of_trainer(trainer, clips)
     assert second != first, "the steps were too small to show anything"
