@@ -56,6 +56,26 @@ def close(judge: Judge) -> None:
         judge.close()
 
 
+class Around:
+    """What a judge that stands around another, `inner`, takes from it as it is."""
+
+    inner: Judge
+
+    @property
+    def prompt(self) -> str:
+        """The other judge's."""
+        return prompt_of(self.inner)
+
+    @property
+    def usage(self) -> Row | None:
+        """The other judge's."""
+        return usage_of(self.inner)
+
+    def close(self) -> None:
+        """Close the other judge."""
+        close(self.inner)
+
+
 def judgement_row(clip_id: str, judge: Judge, judgement: Judgement) -> Row:
     """The row of judgements.jsonl. The prompt stands there by its hash; its text is kept once, in run.json."""
     row: Row = {

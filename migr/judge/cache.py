@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from migr.errors import InputError
-from migr.judge.base import NO_REPLY, Judge, Judgement, close, prompt_of, usage_of
+from migr.judge.base import NO_REPLY, Around, Judge, Judgement, prompt_of
 from migr.records import digest
 
 
-class CachedJudge:
+class CachedJudge(Around):
     """Another judge behind an SQLite file, keyed by (judge, prompt, text).
 
     Several processes may share the file. Each chunk is stored as soon as it is judged, so that an interruption loses
@@ -64,17 +64,3 @@ class CachedJudge:
                 return result
         except sqlite3.Error as error:
             raise InputError(f"--judge_cache {self.path}: {error}; delete it or name another file") from None
-
-    @property
-    def prompt(self) -> str:
-        """The other judge's."""
-        return prompt_of(self.inner)
-
-    @property
-    def usage(self) -> dict[str, float] | None:
-        """The other judge's."""
-        return usage_of(self.inner)
-
-    def close(self) -> None:
-        """Close the other judge."""
-        close(self.inner)

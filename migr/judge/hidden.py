@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from migr.emotions import LabelSet
-from migr.judge.base import Judge, Judgement, close, prompt_of, usage_of
+from migr.judge.base import Around, Judge, Judgement
 
 HIDDEN = "…"
 # Stems of English words that name one of DFEW's or MAFW's emotions, with the endings that keep the meaning. What a face
@@ -27,7 +27,7 @@ _STEMS = r"""
     helpless\w* disappoint\w*"""
 
 
-class HidingJudge:
+class HidingJudge(Around):
     """Another judge that sees `…` in place of the words that name an emotion, the label set's own words among them."""
 
     def __init__(self, judge: Judge, labels: LabelSet) -> None:
@@ -42,17 +42,3 @@ class HidingJudge:
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """One judgement a text."""
         return self.inner.judge([self.hide(text) for text in texts])
-
-    @property
-    def prompt(self) -> str:
-        """The other judge's."""
-        return prompt_of(self.inner)
-
-    @property
-    def usage(self) -> dict[str, float] | None:
-        """The other judge's."""
-        return usage_of(self.inner)
-
-    def close(self) -> None:
-        """Close the other judge."""
-        close(self.inner)

@@ -203,10 +203,7 @@ class OmniInputs:
             batch |= {key: torch.cat([row[key] for row in with_video]) for key in VIDEO_KEYS}
         with_audio = [row for row in features if "input_features" in row]
         if with_audio:
-            longest = max(row["input_features"].shape[-1] for row in with_audio)
-            for key in AUDIO_KEYS:
-                padded = [torch.nn.functional.pad(row[key], (0, longest - row[key].shape[-1])) for row in with_audio]
-                batch[key] = torch.cat(padded)
+            batch |= {key: padded([row[key] for row in with_audio]) for key in AUDIO_KEYS}
         return batch
 
     def _keep(self, key: str, features: Features) -> Features:
@@ -216,6 +213,12 @@ class OmniInputs:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= _bytes(oldest)
         return features
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of sound, or their masks, as one batch: zeros behind, up to the longest."""
+    longest = max(row.shape[-1] for row in rows)
+    return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[-1])) for row in rows])
 
 
 def _bytes(features: Features) -> int:

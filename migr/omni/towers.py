@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from migr.clips import Clip
-from migr.omni.inputs import Features, OmniInputs
+from migr.omni.inputs import Features, OmniInputs, padded
 
 
 class FrozenTowers:
@@ -76,8 +76,5 @@ class FrozenTowers:
         if any("audio" in row for row in tokens):
             batch["input_features"] = torch.cat([row["audio"] for row in tokens if "audio" in row])
             masks = [row["feature_attention_mask"] for row in features if "feature_attention_mask" in row]
-            longest = max(mask.shape[1] for mask in masks)
-            batch["feature_attention_mask"] = torch.cat(
-                [torch.nn.functional.pad(mask, (0, longest - mask.shape[1])) for mask in masks]
-            )
+            batch["feature_attention_mask"] = padded(masks)
         return batch
