@@ -55,6 +55,7 @@ class EndpointJudge:
         }
         self._key, self._lock = key, threading.Lock()
         self._failed_in_a_row = 0
+        self._stopped: str | None = None  # why, once too many have failed in a row
         self._counts = {"requests": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     @property
@@ -82,6 +83,8 @@ class EndpointJudge:
     def _ask(self, text: str) -> Judgement:
         if not text.strip():
             return Judgement(None, {}, "empty")
+        if self._stopped is not None:  # what still waits is not sent to a server that does not answer
+            raise InputError(self._stopped)
         message: Any = {"role": "user", "content": filled(self.prompt, text[:LONGEST])}
         while True:
             options = dict(self._options)
@@ -119,10 +122,11 @@ class EndpointJudge:
             self._counts["failed"] += 1
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= IN_A_ROW:
-                raise InputError(
+                self._stopped = self._stopped or (
                     f"judge {self.name}: {self._failed_in_a_row} requests in a row failed, the last with {status!r}; "
                     "what is judged is kept: run again when it answers"
                 )
+                raise InputError(self._stopped)
         return Judgement(None, {}, status)
 
     def _line(self, error: Exception) -> str:
