@@ -13,7 +13,8 @@ $(VENV)/ready: pyproject.toml
 	@echo "setting up $(VENV) with the $(EXTRA) wheels (about two minutes, 4 GB)"
 	@python3 -m venv $(VENV)
 	@$(PY) -m pip install -qq --upgrade pip "setuptools>=77"
-	@$(PY) -m pip install -qq -e ".[$(EXTRA),dev]"
+	@# what is imported is compiled then; pip would compile all of it, for a minute
+	@$(PY) -m pip install -qq --no-compile -e ".[$(EXTRA),dev]"
 	@touch $@
 
 demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a table and a page

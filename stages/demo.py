@@ -36,6 +36,7 @@ STAGES = (
     "base",
     "perceive",
     "describe",
+    "check",
     "importance",
     "targets",
     "sft",
@@ -47,7 +48,8 @@ SMALL = {
     "data": ["--train", "56", "--val", "14", "--test", "14"],
     "train": ["--max_steps", "2", "--num_train_epochs", "1"],
 }
-SEEDS = (0, 1, 2)  # the benchmark seeds that are reported; recipes were fixed on others
+SEEDS = (3, 4, 5)  # the benchmark seeds that are reported; recipes were fixed on others
+PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
     sees = run / "perceive" / "model"
     train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
     train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
+    least = 0 if small else PERCEIVES
+    asked = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
+    add("check", run / "check.json", "stages/check.py", **asked, **media)
     out = importance.parent
     folds = ["--folds", "2"] if small else []
     add(
@@ -139,7 +144,7 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting = list(todo)
     running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
-    threads = str(max(1, cores // len(todo)))
+    threads = str(max(1, min(4, cores // len(todo))))  # more do not help a tiny model
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     shown = ""
     while waiting or running:
@@ -182,7 +187,7 @@ def _progress(log: Path) -> str:
 def make(
     upto: str,
     run: Path | None = None,
-    seed: int = 0,
+    seed: int = SEEDS[0],
     variants: Sequence[str] = ("baseline", "migr"),
     small: bool = False,
 ) -> Path:
@@ -211,14 +216,14 @@ def make(
 
 def arguments_of(stage: str, run: Path) -> list[str]:
     """The command line of a stage in the demo (the `migr` variant), for the scripts that are started without one."""
-    return next(step.command[2:] for step in steps(run, 0, ["migr"]) if step.stage == stage)
+    return next(step.command[2:] for step in steps(run, SEEDS[0], ["migr"]) if step.stage == stage)
 
 
 def main() -> None:
     """The demo or the experiment, then its table and page."""
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo or runs/experiment)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the demo (default 0)")
+    parser.add_argument("--seed", type=int, default=SEEDS[0], help=f"seed of the demo (default {SEEDS[0]})")
     parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")
     parser.add_argument("--experiment", action="store_true", help="four variants on three seeds, then docs/results.md")
     parser.add_argument("--upto", choices=STAGES, default="evaluation", help="stop after this stage")
@@ -233,7 +238,8 @@ def main() -> None:
             print(f"seed {seed}")
             make("evaluation", run / f"seed{seed}", seed, list(VARIANTS), args.small)
             summary.write(run / f"seed{seed}", list(VARIANTS))
-        summary.write_results([run / f"seed{seed}" for seed in SEEDS], list(VARIANTS), ROOT / "docs" / "results.md")
+        runs = {seed: run / f"seed{seed}" for seed in SEEDS}
+        summary.write_results(runs, list(VARIANTS), ROOT / "docs" / "results.md")
         return
     run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, args.variants, args.small)
     if args.upto == "evaluation":

@@ -27,7 +27,8 @@ def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
     importance = {"accuracy": scored["dominant_accuracy"]["attribution"], **scored}
     judges = read_json(run / "judge" / "accuracy.json")
     seconds = read_json(run / "seconds.json")
-    results = {"variants": metrics, "importance": importance, "judges": judges, "seconds": seconds}
+    base = read_json(run / "check.json")
+    results = {"variants": metrics, "importance": importance, "judges": judges, "base": base, "seconds": seconds}
     write_json(run / "results.json", results)
     importances = run / "importance" / "importance.jsonl"
     runs = []
@@ -100,6 +101,8 @@ def show(run: Path, seconds: float) -> None:
     for name, figures in results["variants"].items():
         truth = percent(figures["segment_truth"])
         print(f"{name}: {truth} of {figures['segment_truth_n']} segments on the dominant modality say what it shows")
+    base = results["base"]["all"]
+    print(f"the base answers directly on {percent(base['right'])} of {base['n']} validation clips")
     importance = results["importance"]
     others = ", ".join(f"{name.replace('_', ' ')} {percent(x)}" for name, x in importance["dominant_accuracy"].items())
     print(f"importance names the planted dominant modality on {percent(importance['accuracy'])} of the test clips")
@@ -109,9 +112,15 @@ def show(run: Path, seconds: float) -> None:
     print(f"{seconds:.0f} s in all; the page: {run / 'report.html'}")
 
 
-def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> None:
-    """Write the table of the experiment: each seed, the mean over seeds, and the pooled interval of the headline."""
-    results = [read_json(run / "results.json") for run in runs]
+def write_results(runs: Mapping[int, Path], variants: Sequence[str], out: Path) -> None:
+    """Write the tables of the experiment: each seed and the mean over seeds.
+
+    Args:
+        runs: Seed -> folder of its run.
+        variants: Which of them, the one that others are compared with first.
+        out: Markdown file; `results_notes.md` beside it is put at its end.
+    """
+    results = {seed: read_json(run / "results.json") for seed, run in runs.items()}
     lines = [
         "# Results on the planted benchmark",
         "",
@@ -121,20 +130,24 @@ def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> N
         "| seed | variant | WAR | UAR | inconsistent, correct | (of all) | EPC | dominant first | segment truth |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for seed, result in enumerate(results):
+    for seed, result in results.items():
         for variant in variants:
             lines.append(f"| {seed} | {variant} | {_cells(result['variants'][variant])} |")
     for variant in variants:
         means = {
-            key: float(np.mean([r["variants"][variant][key] for r in results])) for key in (*KEYS, "segment_truth")
+            key: float(np.mean([r["variants"][variant][key] for r in results.values()]))
+            for key in (*KEYS, "segment_truth")
         }
         lines.append(f"| mean | **{variant}** | {_cells(means)} |")
     lines += ["", *_ratios(results, variants), "", "## What the figures rest on", ""]
-    lines += ["| seed | dominant modality right | judge | its accuracy |", "|---|---|---|---|"]
-    for seed, result in enumerate(results):
-        right = percent(result["importance"]["accuracy"])
+    lines += [
+        "| seed | base answers directly | dominant modality right | judge | its accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    for seed, result in results.items():
+        base, right = percent(result["base"]["all"]["right"]), percent(result["importance"]["accuracy"])
         for name, row in result["judges"].items():
-            lines.append(f"| {seed} | {right} | {name} | {percent(row['accuracy'])} of {row['n']} |")
+            lines.append(f"| {seed} | {base} | {right} | {name} | {percent(row['accuracy'])} of {row['n']} |")
     notes = out.with_name("results_notes.md")
     if notes.exists():
         lines += ["", notes.read_text(encoding="utf-8").rstrip()]
@@ -143,14 +156,14 @@ def write_results(runs: Sequence[Path], variants: Sequence[str], out: Path) -> N
     print(f"experiment: {len(runs)} seeds, {len(variants)} variants -> {out}")
 
 
-def _ratios(results: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> list[str]:
+def _ratios(results: Mapping[int, Mapping[str, Any]], variants: Sequence[str]) -> list[str]:
     """The headline as a share of the first variant's, seed by seed and for the means."""
     first, *others = variants
-    rows = [{v: r["variants"][v]["inconsistent_among_correct"] for v in variants} for r in results]
+    rows = [{v: r["variants"][v]["inconsistent_among_correct"] for v in variants} for r in results.values()]
     rows.append({v: float(np.mean([row[v] for row in rows])) for v in variants})
     lines = [f"Inconsistent among correct, as a share of {first}'s (in the literature 0.41):", ""]
     lines += [f"| seed | {' | '.join(others)} |", "|---" * len(variants) + "|"]
-    for name, row in zip([*map(str, range(len(results))), "mean"], rows, strict=True):
+    for name, row in zip([*map(str, results), "mean"], rows, strict=True):
         cells = (f"{row[v] / row[first]:.2f}" if row[first] else "–" for v in others)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

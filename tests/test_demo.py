@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 
 def test_it_names_every_stage_and_ends_with_the_table_and_the_page(run):
     folder, printed = run
-    for stage in ("data", "importance", "targets", "sft", "grpo", "export", "evaluation"):
+    for stage in ("data", "check", "importance", "targets", "sft", "grpo", "export", "evaluation"):
         assert f"] {stage}" in printed
     assert "Inconsistent among" in printed and str(folder / "report.html") in printed.replace("\n", "")
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_results_hold_what_the_contract_says(run):
         assert set(figures) >= METRICS and figures["n"] == 14
         judged = sum(figures["cells"].values()) + figures["n_unparseable"]
         assert judged <= 14
-    assert 0 <= results["importance"]["accuracy"] <= 1
+    assert 0 <= results["importance"]["accuracy"] <= 1 and results["base"]["all"]["n"] == 14
     assert all(judge["n"] == 700 for judge in results["judges"].values()) and len(results["judges"]) == 2
     assert {"data", "perceive", "sft/video-first", "grpo/migr", "evaluation/migr"} <= set(results["seconds"])
 
@@ -49,7 +49,7 @@ def test_results_hold_what_the_contract_says(run):
 def test_a_rerun_reuses_what_is_there(run, tmp_path):
     start = time.monotonic()
     again = demo(run[0], tmp_path)
-    assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
+    assert again.returncode == 0 and again.stdout.count("there already") == 12, again.stdout
     assert time.monotonic() - start < 60
 
 

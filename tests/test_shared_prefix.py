@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from migr.emotions import DFEW
 from migr.omni.load import load_thinker
 from migr.omni.prompt import question, render_prompt
 from migr.omni.towers import FrozenTowers
-from migr.training.shared_prefix import pack
+from migr.training.shared_prefix import generate_shared, pack
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,18 @@ def plain(thinker, media, ids, mask, longest):
     return logps * mask[:, -longest:]
 
 
-def shared(thinker, media, ids, mask, longest, rows):
-    def positions(ids, mask):
-        return thinker.get_rope_index(
-            ids,
-            video_grid_thw=media["video_grid_thw"],
-            attention_mask=mask,
-            audio_seqlens=media["feature_attention_mask"].sum(1),
-            second_per_grids=media["video_second_per_grid"],
-        )[0]
+def positions_of(thinker, media, ids, mask):
+    return thinker.get_rope_index(
+        ids,
+        video_grid_thw=media["video_grid_thw"],
+        attention_mask=mask,
+        audio_seqlens=media["feature_attention_mask"].sum(1),
+        second_per_grids=media["video_second_per_grid"],
+    )[0]
 
-    packed = pack(ids, mask, longest, rows, positions)
+
+def shared(thinker, media, ids, mask, longest, rows):
+    packed = pack(ids, mask, longest, rows, partial(positions_of, thinker, media))
     logits = thinker(
         input_ids=packed.input_ids, attention_mask=packed.mask, position_ids=packed.position_ids, **media
     ).logits
@@ -128,6 +130,45 @@ def test_kept_tokens_stay_within_the_memory_given(base_model, omni_inputs, clips
 def test_learning_towers_are_refused(thinker, omni_inputs):
     with pytest.raises(AssertionError, match="learns"):
         FrozenTowers(thinker, omni_inputs)
+
+
+def samples(thinker, omni_inputs, clips, rows, new, together, **options):
+    """Sample behind each row's prompt, with a prompt of its own or with one for all rows of a clip."""
+    ids, mask, longest = batch(omni_inputs, [clips[row] for row in rows], [1] * len(rows))
+    shown = list(dict.fromkeys(rows)) if together else rows
+    kwargs = omni_inputs.collate([omni_inputs.features(clips[row]) for row in shown])
+    generate = thinker.generate
+    if together:
+        generate = generate_shared(thinker, partial(positions_of, thinker))
+        kwargs["group"] = torch.tensor([shown.index(row) for row in rows])
+    torch.manual_seed(0)
+    kwargs |= {"input_ids": ids[:, :-longest], "attention_mask": mask[:, :-longest]}
+    return generate(**kwargs, max_new_tokens=new, min_new_tokens=new, **options)[:, -new:]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_completions_behind_a_shared_prompt_are_those_behind_a_prompt_of_their_own(
+    thinker, omni_inputs, clips, sampled
+):
+    rows = [4, 1, 1, 4, 4, 2]
+    options = {"do_sample": sampled, "temperature": 0.5 if sampled else None}
+    apart, together = (samples(thinker, omni_inputs, clips, rows, 12, both, **options) for both in (False, True))
+    assert torch.equal(apart, together)
+    assert len({tuple(row) for row in apart.tolist()}) >= (6 if sampled else 2)
+
+
+@pytest.mark.slow
+def test_how_much_one_prefill_saves(thinker, omni_inputs, clips, capsys):
+    """Eight clips with eight completions of 60 tokens each: seconds of sampling, for docs/benchmarks.md."""
+    rows = [i for i in range(8) for _ in range(8)]
+    seconds = {}
+    for together in (False, True) * 3:
+        start = time.perf_counter()
+        found = samples(thinker, omni_inputs, clips, rows, 60, together, do_sample=True, temperature=0.6)
+        seconds[together] = min(seconds.get(together, 1e9), time.perf_counter() - start)
+    with capsys.disabled():
+        print(f"\napart {seconds[False]:.2f} s, shared {seconds[True]:.2f} s")
+    assert found.shape == (64, 60)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from migr.omni.towers import FrozenTowers
 from migr.training.guards import NonFiniteError, check_loss
 from migr.training.rollout import Rollouts
 from migr.training.sft import IGNORED
-from migr.training.shared_prefix import Packed, pack
+from migr.training.shared_prefix import Packed, generate_shared, pack
 from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 
@@ -67,6 +67,7 @@ class OmniGRPOTrainer(GRPOTrainer):
         self.towers = FrozenTowers(self.thinker, inputs)
         # flash attention has no way to say which branch sees what
         self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"
+        self.thinker.generate = generate_shared(self.thinker, self._positions)
         self.rollouts = Rollouts(self, inputs) if vllm else None
         self._synced = -1  # the step whose weights vLLM has
 
@@ -130,7 +131,11 @@ class OmniGRPOTrainer(GRPOTrainer):
             clip = self.clips[row]
             text = render_prompt(self.omni.processor, prompt[-1]["content"], clip.has_video, clip.has_audio)
             ids.append(self.omni.prompt_ids(text, self.omni.features(clip)))
-        return ids, None, {} if self.use_vllm else self._media(self._rows)
+        if self.use_vllm:
+            return ids, None, {}
+        order = list(dict.fromkeys(self._rows))
+        group = torch.tensor([order.index(row) for row in self._rows])
+        return ids, None, {"group": group, **self._media(order)}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = [row["clip"] for row in inputs]
