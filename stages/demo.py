@@ -36,7 +36,6 @@ STAGES = (
     "base",
     "perceive",
     "describe",
-    "check",
     "importance",
     "targets",
     "sft",
@@ -90,11 +89,11 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
     train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
     least = 0 if small else PERCEIVES
     asked = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
-    add("check", run / "check.json", "stages/check.py", **asked, **media)
+    add("importance/check", run / "check.json", "stages/check.py", **asked, **media)  # beside it
     out = importance.parent
     folds = ["--folds", "2"] if small else []
     add(
-        "importance",
+        "importance/scores",
         out / "summary.json",
         "stages/importance.py",
         *folds,

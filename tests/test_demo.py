@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 
 def test_it_names_every_stage_and_ends_with_the_table_and_the_page(run):
     folder, printed = run
-    for stage in ("data", "check", "importance", "targets", "sft", "grpo", "export", "evaluation"):
+    for stage in ("data", "importance", "targets", "sft", "grpo", "export", "evaluation"):
         assert f"] {stage}" in printed
     assert "Inconsistent among" in printed and str(folder / "report.html") in printed.replace("\n", "")
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_results_hold_what_the_contract_says(run):
 def test_a_rerun_reuses_what_is_there(run, tmp_path):
     start = time.monotonic()
     again = demo(run[0], tmp_path)
-    assert again.returncode == 0 and again.stdout.count("there already") == 12, again.stdout
+    assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
     assert time.monotonic() - start < 60
 
 
