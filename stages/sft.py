@@ -22,6 +22,9 @@ class SFTArguments(OmniArguments):
     """What SFT reads beside TRL's SFTConfig."""
 
     targets: str = field(default="", metadata={"help": "targets.jsonl of stages/targets.py"})
+    stop_loss: float | None = field(
+        default=None, metadata={"help": "end once the mean loss of the last logging_steps is below this"}
+    )
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def main() -> None:
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
-    from migr.training.sft import OmniSFTTrainer, TargetCollator
+    from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator
     from migr.training.zero3 import check_zero3
 
     check_zero3(config, args.lora_r)
@@ -93,7 +96,7 @@ def main() -> None:
         data_collator=TargetCollator(inputs, clips),
         processing_class=processor,
         peft_config=args.lora_config if args.lora_r else None,
-        callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
+        callbacks=[CompleteMarker(), StopOnNonFiniteGradient(), StopAtLoss(args.stop_loss)],
     )
     result = trainer.train(resume_from_checkpoint=resume)
 

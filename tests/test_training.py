@@ -393,6 +393,12 @@ def test_every_epoch_has_an_order_of_its_own_that_a_resumed_run_finds_again():
     assert first[::2] == first[1::2]  # one clip's samples stay together
 
 
+@pytest.mark.parametrize(("least", "steps"), [(1e6, 2), (0.0, 7)], ids=["at the first log entry", "never"])
+def test_a_run_ends_once_its_loss_is_low_enough(stage, sft_arguments, tmp_path, least, steps):
+    stage("sft", **(sft_arguments | {"stop_loss": least, "logging_steps": 2}), output_dir=tmp_path)
+    assert read_json(tmp_path / "done.json")["steps"] == steps
+
+
 def test_a_half_written_checkpoint_is_passed_over(stage, sft_arguments, sft_run, tmp_path):
     shutil.copytree(sft_run / "checkpoint-5", tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5" / MARKER).unlink()

@@ -1,9 +1,11 @@
 """Supervised fine-tuning on video and audio: the collator, and TRL's SFTTrainer with a finite-loss check."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
 from migr.clips import Clip
@@ -57,6 +59,18 @@ class TargetCollator:
             **media,
             "clip_id": [r["clip_id"] for r in rows],
         }
+
+
+class StopAtLoss(TrainerCallback):
+    """End the training once the mean loss between two log entries is below `loss`; None never does."""
+
+    def __init__(self, loss: float | None) -> None:
+        self.loss = -math.inf if loss is None else loss
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer after it has logged."""
+        if state.log_history[-1].get("loss", math.inf) < self.loss:
+            control.should_training_stop = True
 
 
 class OmniSFTTrainer(SFTTrainer):
