@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -66,7 +66,7 @@ class VllmEngine:
             )
         self._numbers = itertools.count()
 
-    def __enter__(self) -> "VllmEngine":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -69,6 +69,7 @@ def main() -> None:
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
     from migr.training.prepare import read_all
+    from migr.training.remote import find_server
     from migr.training.rollout import check_vllm
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards
@@ -84,6 +85,8 @@ def main() -> None:
         print(f"grpo: {config.output_dir} is finished already")
         return
     announce(args, config)
+    if config.use_vllm and config.vllm_mode == "server":
+        find_server(config, args.model)
 
     # Data
     clips = [clip for clip in read_clips(args.clips, labels, split=args.split) if clip.label is not None]

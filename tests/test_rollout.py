@@ -10,32 +10,16 @@ import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it
 # isort: split
 import pytest
 import torch
-from datasets import Dataset
+from rollout_trainer import greedy_of_trainer, greedy_of_vllm, make_trainer, prompts_of
 from safetensors import safe_open
 from trl import GRPOConfig
 
 from migr.clips import read_clips
-from migr.emotions import DFEW
 from migr.errors import InputError
 from migr.omni.load import load_thinker, media_token_ids
-from migr.omni.prompt import question, render_prompt
 from migr.records import read_json
-from migr.training.grpo import OmniGRPOTrainer
-from migr.training.rollout import check_vllm, merged_weights
-
-NEW = 24
-CONFIG = dict(
-    use_cpu=True,
-    bf16=False,
-    gradient_checkpointing=False,
-    report_to="none",
-    disable_tqdm=True,
-    remove_unused_columns=False,
-    logging_steps=1,
-    save_strategy="no",
-    lr_scheduler_type="constant",
-)
-
+from migr.training.merging import adapter_tensors, merged_weights, merged_with_stored
+from migr.training.rollout import check_vllm
 
 # What is refused
 
@@ -43,7 +27,7 @@ CONFIG = dict(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vllm_mode": "server"}, "pictures alone.*vllm_mode: colocate"),
+        ({"vllm_mode": "servr"}, "vllm_mode: 'servr' is not one of colocate, server"),
         ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size: 2: must be 1"),
         ({"vllm_enable_sleep_mode": True}, "lower vllm_gpu_memory_utilization"),
         ({"vllm_structured_outputs_regex": ".*"}, "vllm_structured_outputs_regex"),
@@ -86,6 +70,27 @@ def test_merged_weights_are_those_of_peft_under_the_names_of_the_checkpoint(warm
         assert found.keys() <= set(stored.keys())
 
 
+def test_a_server_makes_the_same_weights_of_the_adapter_and_the_checkpoint(warm_model, sft_adapter):
+    model = load_thinker(warm_model, adapter=sft_adapter, trainable=True)
+    scales, tensors = adapter_tensors(model, lambda _: torch.no_grad())
+    assert sum(tensor.nbytes for tensor in tensors.values()) < 0.1 * sum(w.nbytes for w in model.parameters())
+    made = dict(merged_with_stored(str(warm_model), scales, tensors, torch.float32))
+    expected = dict(merged_weights(model, lambda _: torch.no_grad()))
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+def test_an_adapter_of_another_model_is_refused_before_any_weight_is_given(warm_model, sft_adapter):
+    model = load_thinker(warm_model, adapter=sft_adapter)
+    scales, tensors = adapter_tensors(model, lambda _: torch.no_grad())
+    layer = next(iter(scales))
+    other = {**tensors, f"{layer}.a": tensors[f"{layer}.a"][:, 1:]}
+    with pytest.raises(InputError, match=f"does not fit .* at {layer}"):
+        merged_with_stored(str(warm_model), scales, other, torch.float32)
+    with pytest.raises(InputError, match=r"at thinker\.model\.layers\.99"):
+        merged_with_stored(str(warm_model), {"thinker.model.layers.99.self_attn.q_proj": 1.0}, tensors, torch.float32)
+
+
 # The stage; before the trainer below, as one process holds one vLLM
 
 
@@ -123,77 +128,11 @@ def clips(planted_run):
     ]
 
 
-def brevity(completions, **_):
-    return [1.0 / (1.0 + len(completion[0]["content"])) for completion in completions]
-
-
 @pytest.fixture(scope="module")
 def trainer(warm_model, sft_adapter, omni_inputs, clips, tmp_path_factory):
-    prompt = [{"role": "user", "content": question(DFEW)}]
-    rows = [{"prompt": prompt, "clip": i, "clip_id": clip.clip_id} for i, clip in enumerate(clips)]
-    made = OmniGRPOTrainer(
-        inputs=omni_inputs,
-        clips=clips,
-        model=load_thinker(warm_model, adapter=sft_adapter, trainable=True),
-        args=GRPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("vllm")),
-            use_vllm=True,
-            per_device_train_batch_size=8,
-            num_generations=4,
-            max_completion_length=NEW,
-            max_steps=3,
-            beta=0.04,
-            learning_rate=0.02,
-            temperature=0.9,
-            generation_kwargs={"suppress_tokens": media_token_ids(omni_inputs.processor)},
-            **CONFIG,
-        ),
-        reward_funcs=[brevity],
-        train_dataset=Dataset.from_list(rows),
-        processing_class=omni_inputs.processor,
-    )
+    made = make_trainer(warm_model, sft_adapter, omni_inputs, clips, tmp_path_factory.mktemp("vllm"), max_steps=3)
     yield made
     made.close()
-
-
-def prompts_of(inputs, clips):
-    texts = [render_prompt(inputs.processor, question(DFEW), clip.has_video, clip.has_audio) for clip in clips]
-    return [inputs.prompt_ids(text, inputs.features(clip)) for text, clip in zip(texts, clips, strict=True)]
-
-
-def greedy_of_vllm(trainer, clips):
-    """vLLM's likeliest tokens with the weights that it has."""
-    rollouts, usual = trainer.rollouts, trainer.rollouts.usual
-    rollouts.usual = rollouts.sampling(
-        max_tokens=NEW,
-        temperature=0.0,
-        logprobs=0,
-        logit_bias=usual.logit_bias,
-        stop_token_ids=usual.stop_token_ids,
-        detokenize=False,
-    )
-    try:
-        return rollouts.sample(prompts_of(trainer.omni, clips), clips, step=0)[0]
-    finally:
-        rollouts.usual = usual
-
-
-@torch.no_grad()
-def greedy_of_trainer(trainer, clips):
-    """The likeliest tokens of the trainer's model, clip by clip."""
-    answers = []
-    for ids, clip in zip(prompts_of(trainer.omni, clips), clips, strict=True):
-        answer = trainer.model.eval().generate(
-            input_ids=torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            **trainer.omni.features(clip),
-            max_new_tokens=NEW,
-            do_sample=False,
-            suppress_tokens=media_token_ids(trainer.omni.processor),
-            eos_token_id=trainer.eos_token_ids,
-        )
-        answers.append(answer[0, len(ids) :].tolist())
-    return answers
 
 
 def test_after_each_sync_vllm_answers_as_the_trainers_model_and_training_goes_on(trainer, clips):

@@ -17,6 +17,7 @@ _FREE = (
     "save_strategy", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_completions",
     "resume_from_checkpoint", "overwrite", "dataloader_num_workers", "cache_dir", "local_rank", "hub_token",
     "ddp_timeout", "push_to_hub_token", "num_completions_to_print", "trackio_space_id", "project",
+    "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
 )  # fmt: skip
 
 

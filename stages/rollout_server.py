@@ -1,0 +1,143 @@
+r"""A vLLM for GRPO on GPUs of its own; stages/grpo.py asks it with `use_vllm: true` and `vllm_mode: server`.
+
+    CUDA_VISIBLE_DEVICES=7 python stages/rollout_server.py --model MODEL
+    CUDA_VISIBLE_DEVICES=6,7 python stages/rollout_server.py --model MODEL --tensor_parallel 2 --port 8001
+
+MODEL is the base model of the training. The trainer sends its adapter before each step; the server merges it. It
+answers on this machine only, unless --host names another address. It asks nobody for a password: whoever reaches that
+address can use it, so let it be one of a network that you trust. Runs until it is stopped; one training at a time.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from typing import Any
+
+from migr.errors import InputError, Parser, exit_on_input_error
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--model", required=True, help="the base model of the training: a folder, or a name on the Hub")
+    parser.add_argument("--host", default="127.0.0.1", help="address to answer on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16; must be the training's")
+    parser.add_argument("--max_length", type=int, default=8192, help="longest prompt and completion, in tokens")
+    parser.add_argument("--batch_size", type=int, default=128, help="completions worked on together")
+    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of the GPU's memory")
+    parser.add_argument("--tensor_parallel", type=int, default=1, help="GPUs that the model is spread over")
+    args = parser.parse_args()
+    for name in ("max_length", "batch_size", "tensor_parallel"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: must be at least 1, not {getattr(args, name)}")
+    return args
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each question."""
+
+    request_queue_size = 128  # all training processes may call at once
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One question of a trainer."""
+
+    timeout = 60  # seconds of silence in the middle of a message
+
+    def do_GET(self) -> None:
+        """Say what is served."""
+        self.reply(200, self.server.facts)  # type: ignore[attr-defined]
+
+    def do_POST(self) -> None:
+        """Take weights, or sample."""
+        from migr.training.wire import LARGEST
+
+        size, kind = self.headers.get("Content-Length", ""), self.path.strip("/")
+        desk: Any = self.server.desk  # type: ignore[attr-defined]
+        if kind not in desk.KINDS:
+            return self.reply(404, {"error": f"{self.path}: no such path"})
+        if not size.isdecimal() or int(size) > LARGEST:
+            return self.reply(413, {"error": f"a message has a Content-Length of at most {LARGEST}, not {size!r}"})
+        message = self.rfile.read(int(size))
+        if len(message) != int(size):
+            return None  # the trainer is gone
+        try:
+            self.reply(200, desk.ask(kind, message))
+        except InputError as error:
+            self.reply(400, {"error": str(error)})
+
+    def reply(self, status: int, value: Any) -> None:
+        """Answer with a JSON value; log-probabilities that are no numbers go through as NaN."""
+        body = json.dumps(value).encode()
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            pass  # the trainer is gone
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing of each question."""
+
+
+def main() -> None:
+    """Config, vLLM, serve."""
+    args = arguments()
+    if find_spec("vllm") is None:
+        raise InputError("vllm is not installed (pip install 'migr[cpu]' or 'migr[gpu]')")
+
+    import torch
+
+    import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it comes first)
+    from migr.engine import Task
+    from migr.media import MediaSettings
+    from migr.omni.inputs import OmniInputs
+    from migr.omni.load import DTYPES, check_model, load_processor, thinker_config
+    from migr.training.desk import Desk
+    from migr.training.sampler import Sampler, check_whole
+    from migr.training.stored import base_digest
+    from migr.training.wire import PROTOCOL
+
+    if args.dtype not in DTYPES:
+        raise InputError(f"--dtype: {args.dtype!r} is not one of {', '.join(DTYPES)}")
+    check_whole(model := check_model(args.model))
+    limit = min(args.max_length, thinker_config(model).text_config.max_position_embeddings)
+    try:
+        server: Any = Server((args.host, args.port), Handler)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--host {args.host} --port {args.port}: cannot listen there ({error})") from error
+
+    # vLLM
+    dtype = "float32" if args.dtype == "auto" and not torch.cuda.is_available() else args.dtype
+    task = Task(OmniInputs(load_processor(model), MediaSettings()), limit, 0.0, 0, args.batch_size, limit)
+    workers = {"tensor_parallel": args.tensor_parallel, "worker_extension_cls": "migr.training.merging.MergesAdapters"}
+    with Sampler(model, dtype, task, args.gpu_memory_utilization, **workers) as sampler:
+        # Serve
+        server.desk = Desk(sampler)
+        server.facts = {
+            "protocol": PROTOCOL,
+            "name": args.model,
+            "model": base_digest(model),
+            "dtype": str(sampler.llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            "max_length": limit,
+        }
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host, port = server.server_address[:2]
+        print(f"rollout server: {args.model} on http://{host}:{port}", flush=True)
+        try:
+            server.desk.work()
+        except KeyboardInterrupt:
+            print("rollout server: stopped")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
