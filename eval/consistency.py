@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if not argv:
         from stages import demo
 
-        argv = demo.arguments_of("evaluation", demo.make("evaluation"))
+        argv = demo.arguments_of("evaluation", demo.make("export", variants=["migr"]))
     args = arguments(argv, __doc__)
     labels = label_set(args.labels)
     judge, judge_facts, texts = None, None, []

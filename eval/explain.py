@@ -88,7 +88,7 @@ def arguments() -> argparse.Namespace:
     if args.model is None:
         from stages import demo
 
-        run = demo.make("export")
+        run = demo.make("export", variants=["migr"])
         args.model = run / "export" / "migr"
         args.importance = args.importance or run / "importance"
         settings = {**demo._media(), "max_new_tokens": 96, **settings}

@@ -198,7 +198,12 @@ def make(
         seed: Draws the clips, the base model and the training.
         variants: Which of VARIANTS to train.
         small: A few clips and two steps a stage.
+
+    Raises:
+        InputError: A step failed, or several processes would make the same files.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
     run = run or ROOT / "runs" / "demo"
     wanted = STAGES[: STAGES.index(upto) + 1]
     plan = [step for step in steps(run, seed, variants, small) if step.stage in wanted]

@@ -39,7 +39,7 @@ def main() -> None:
     if not argv:
         from stages import demo
 
-        argv = demo.arguments_of("grpo", demo.make("sft"))
+        argv = demo.arguments_of("grpo", demo.make("sft", variants=["migr"]))
     args, config = parse([GRPOArguments, GRPOConfig], argv, __doc__)
     args.require("model", "clips", *(["adapter"] if args.adapter else []))
     if args.importance or "grounding" in args.rewards:

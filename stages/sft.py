@@ -36,7 +36,7 @@ def main() -> None:
     if not argv:
         from stages import demo
 
-        argv = demo.arguments_of("sft", demo.make("targets"))
+        argv = demo.arguments_of("sft", demo.make("targets", variants=["migr"]))
     args, config = parse([SFTArguments, SFTConfig], argv, __doc__)
     args.require("model", "clips", "targets")
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from migr.errors import InputError
+from stages.demo import make
+
 ROOT = Path(__file__).parents[1]
 METRICS = {"n", "war", "uar", "cells", "inconsistent_among_correct", "inconsistent_among_all", "eea", "fcr", "epc"}
 
@@ -56,3 +59,10 @@ def test_a_rerun_reuses_what_is_there(run, tmp_path):
 def test_vllm_made_the_predictions(run):
     settings = json.loads((run[0] / "eval" / "migr" / "metrics.json").read_text())["settings"]
     assert settings["engine"].startswith("vllm")
+
+
+def test_several_processes_do_not_make_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--num_processes 1"):
+        make("data", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
