@@ -3,7 +3,8 @@
 All formulae are here, in bytes; h is the width of the language model, T the tokens of a row, B the rows of a batch, N
 the GPUs. They follow what the libraries keep (transformers 5.17, PEFT 0.21, TRL 1.16), not a rule of thumb; the largest
 clip that the settings allow is assumed. `tests/test_memory.py` compares what a layer keeps with what autograd really
-saves in layers of the published widths. Not in them: other programs on the GPU.
+saves in layers of the published widths, `eval/memory_check.py` the whole with a GPU's peak. Not in them: other programs
+on the GPU.
 
 * weights: parameters x bytes of the type (bf16: 2); ZeRO-3: / N, and the whole again while it generates.
 * adapter: LoRA has r (in + out) parameters a projection. Plain training keeps weight, gradient and two Adam moments in

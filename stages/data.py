@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     add("--root", type=Path, help="folder of the data set; for a table, of its paths (default: the table's own)")
     add("--fold", type=int, choices=dfew.FOLDS, help="dfew, mafw: the published fold (default 1)")
     add("--frame_rate", type=float, help="dfew: read the frame folders (no sound) at so many frames a second")
-    add("--table", type=Path, nargs="+", help="table: CSV or JSONL with path and label; several are put together")
+    add("--table", type=Path, nargs="+", help="table: CSV, XLSX or JSONL with path and label; several are put together")
     add("--labels", help="table: dfew, mafw, or a file with one label a line (default dfew)")
     add("--split", help="table: the split of rows that name none (default train)")
     add("--max_excluded", type=float, default=0.05, help="share of clips that may be unusable (default 0.05)")

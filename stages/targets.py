@@ -8,9 +8,9 @@ whose importance is a tie, or marked `certain: false`, gets the neutral order: v
 last. A target that the rewards' parser cannot read back is an error.
 
 --reasoning takes one or more files; a clip's segments may come from several. Formats: our own rows (`segments`, or a
-free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV). Free text is
-split into sentences, and each one assigned to a modality by a lexicon, or by a language model (--assigner llm); which
-sentence went where stands in OUT.sentences.jsonl. docs/targets.md tells more.
+free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV, XLSX). Free
+text is split into sentences, and each one assigned to a modality by a lexicon, or by a language model (--assigner llm);
+which sentence went where stands in OUT.sentences.jsonl. docs/targets.md tells more.
 """
 
 import argparse

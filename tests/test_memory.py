@@ -12,12 +12,15 @@ import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 
-from migr.media import MediaSettings
+from migr.clips import read_clips
+from migr.errors import InputError
+from migr.media import MediaSettings, read_media
 from migr.memory import CONTEXT, GIB, _inside, estimate, prompt_tokens
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import LORA, load_processor, load_thinker
 from migr.omni.prompt import question, render_prompt
 from migr.omni.published import PUBLISHED, configuration, without_weights
+from migr.records import read_json
 from migr.training.arguments import OmniArguments, parse
 
 MEDIA = MediaSettings(max_frames=16, max_pixels=100352)
@@ -148,3 +151,32 @@ def test_the_command_shows_every_shipped_configuration():
         for kind in ("sft", "grpo", "eval"):
             assert f"{folder}/{kind}.yaml" in done.stdout
     assert "too much" not in done.stdout  # every recipe fits its own machine
+
+
+def test_the_check_against_a_gpu_runs_tiny_on_a_cpu_and_claims_no_peak(monkeypatch, tmp_path, capsys):
+    from eval import memory_check
+
+    monkeypatch.setattr(memory_check, "apart", lambda function, *args: function(*args))  # spares the imports
+    monkeypatch.setattr(sys, "argv", ["memory_check.py", "--tiny", "--out", str(tmp_path)])
+    memory_check.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [row[0] for row in rows] == ["tiny, SFT", "tiny, GRPO"]
+    for row in rows:
+        assert row[4:8] == ["not measured (no GPU)", "–", "–", "CPU"] and float(row[8].replace(",", "")) > 0
+        batch, estimated = map(int, row[1].split(" x "))
+        assert batch in (2, 4) and 0.7 * estimated < int(row[2]) <= estimated
+    for kind in ("sft", "grpo"):
+        assert read_json(tmp_path / kind / "done.json")["steps"] == 2
+    clip = read_clips(tmp_path / "clips.jsonl")[0]
+    frames = read_media(clip.path, MediaSettings(max_frames=4, max_pixels=3136)).frames
+    assert frames.shape == (4, 3, 56, 56)  # as large as the settings allow
+
+
+def test_the_check_without_a_gpu_is_refused(monkeypatch, tmp_path):
+    from eval import memory_check
+
+    monkeypatch.setattr("migr.memory.gpu_bytes", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["memory_check.py", "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"no GPU here, .*--tiny"):
+        memory_check.main()
+    assert not (tmp_path / "out").exists()

@@ -193,6 +193,26 @@ def test_frames_of_qwen3_omni_are_read_on_its_grid(processors, planted_run, tmp_
     assert [side % 32 for side in frames[QWEN3.name].shape[2:]] == [0, 0]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_kept_of_frozen_towers_give_the_logits_of_pixels_and_sound(models, processors, planted_run, name):
+    from dataclasses import replace
+
+    from migr.clips import read_clips
+    from migr.omni.towers import FrozenTowers
+
+    one, two = read_clips(planted_run.clips)[:2]
+    clips = [one, replace(two, has_audio=False), replace(two, has_video=False), one]
+    inputs = OmniInputs(processors[name], MediaSettings(max_frames=4, max_pixels=96 * 96))
+    batch = batch_of(processors[name], [inputs.media(clip) for clip in clips])
+    thinker = load_thinker(models[name])
+    with torch.no_grad():
+        expected = thinker(**batch).logits
+        kept = FrozenTowers(thinker, inputs).collate(clips)
+        found = thinker(**{key: batch[key] for key in ("input_ids", "attention_mask")}, **kept).logits
+    seen = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[seen], expected[seen], atol=1e-5, rtol=1e-5)
+
+
 def test_a_processor_of_neither_family_is_refused(processors):
     other = type("OtherProcessor", (), {"video_processor": None, "feature_extractor": None})
     with pytest.raises(InputError, match="OtherProcessor: not the processor of a known model family"):

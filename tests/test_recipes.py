@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import media_files
 import pytest
 import yaml
 from conftest import ROOT
+from openpyxl import Workbook
 
 from migr.clips import read_clips
 from migr.media import MediaSettings
@@ -29,6 +31,7 @@ TO_MAFW = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
 FRAMES = ["--max_frames", "4", "--max_pixels", "3136"]
 TRAINING = [*FRAMES, *shlex.split("--use_cpu true --bf16 false --dtype float32 --max_steps 2 --disable_tqdm true")]
 TINY = {
+    "stages/data.py": ["--max_excluded", "0.3"],  # a dozen bad files are many among so few
     "stages/importance.py": [*FRAMES, "--folds", "2"],
     "stages/describe.py": [*FRAMES, *shlex.split("--engine transformers --max_new_tokens 12")],
     "stages/sft.py": [
@@ -42,7 +45,7 @@ TINY = {
     ],
     "eval/consistency.py": [
         *FRAMES,
-        *shlex.split("--engine transformers --dtype float32 --limit 4 --max_new_tokens 12"),
+        *shlex.split("--engine transformers --tensor_parallel 1 --dtype float32 --limit 4 --max_new_tokens 12"),
     ],
     "eval/explain.py": [*FRAMES, "--max_new_tokens", "12"],
 }
@@ -172,19 +175,28 @@ def test_every_command_of_the_page_is_accepted_by_its_script(monkeypatch):
 
 @pytest.fixture(scope="module")
 def world(planted_run, base_model, tmp_path_factory):
-    """What the page's paths stand for: archives, trees and tiny models."""
+    """What the page's paths stand for: archives, trees with bad files among the clips, and tiny models."""
     from migr.omni.tiny import build_tiny
 
     folder = tmp_path_factory.mktemp("world")
     clips = [(c.path, c.label, "train" if c.split == "train" else "test") for c in read_clips(planted_run.clips)]
+    shutil.copy(clips[-1][0], folder / "clip.mp4")
+    bad = media_files.bad(folder / "bad").values()
+    clips += [(file, "fear", "test" if n % 2 else "train") for n, (file, _) in enumerate(bad)]
+    reasons = {f"{len(clips) - len(bad) + n:05d}": reason for n, (_, reason) in enumerate(bad, 1)}
     media_files.dfew(folder / "archive", clips, fold=5)
     with zipfile.ZipFile(folder / "DFEW-part2.zip", "w") as archive:
         for file in (folder / "archive").rglob("*"):
             archive.write(file, file.relative_to(folder / "archive"))
     media_files.mafw(folder / "MAFW", [(p, TO_MAFW.get(label, label), split) for p, label, split in clips], fold=5)
+    captions = Workbook()
+    captions.active.append(["clip", "English"])
+    for number in range(1, len(clips) + 1):
+        captions.active.append([f"{number:05d}.mp4", f"Person {number} lowers the brows."])
+    (folder / "MAFW" / "Labels").mkdir()
+    captions.save(folder / "MAFW" / "Labels" / "descriptive_text.xlsx")
     texts = ["Which emotion? happy sad angry. <think><video>a face</video></think><answer>happy</answer>"] * 20
     qwen3 = build_tiny(folder / "qwen3", texts, family="qwen3_omni_moe")
-    shutil.copy(clips[-1][0], folder / "clip.mp4")
     rows = [{"clip_id": str(n), "label": "happy", "response": "<think>joy</think><answer>happy</answer>"} for n in "12"]
     (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     programs = folder / "programs"  # Slurm's two commands, for one machine
@@ -201,13 +213,14 @@ def world(planted_run, base_model, tmp_path_factory):
         "/data": folder,
         "/data/DFEW": folder / "DFEW",
         "/data/MAFW": folder / "MAFW",
+        "/data/MAFW/Labels/descriptive_text.xlsx": folder / "MAFW" / "Labels" / "descriptive_text.xlsx",
         "/models/Qwen2.5-Omni-7B": base_model,
         "/models/Qwen3-Omni-30B-A3B-Instruct": qwen3,
         "DFEW-part2.zip": folder / "DFEW-part2.zip",
         "clip.mp4": folder / "clip.mp4",
         "theirs.jsonl": folder / "theirs.jsonl",
     }
-    return folder, {key: str(value) for key, value in places.items()}, programs
+    return folder, {key: str(value) for key, value in places.items()}, programs, reasons
 
 
 def tiny(words, folder, places):
@@ -226,38 +239,71 @@ def tiny(words, folder, places):
     return [sys.executable, script, *flags, *more]  # a launcher's many processes are tested by tests/test_training.py
 
 
-def run_all(world, upto=None):
-    folder, places, programs = world
+def run_here(script, flags):
+    """A script's main function in this process."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [script, *flags])
+        module.main(flags) if script == "eval/consistency.py" else module.main()
+
+
+def run_all(folder, places, programs):
+    """Run the commands one after the other; prints the seconds that each took (pytest -s shows them).
+
+    A script that has run in a process of its own runs here from then on: most of its time is that of its imports.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "ACCELERATE": str(programs / "accelerate")}
     environment |= {"SLURM_JOB_NODELIST": "node[1-2]"}
-    said = []
-    for words in commands()[:upto]:
+    seen = set()
+    for words in commands():
         command = tiny(words, folder, places)
-        if "explain.py" in " ".join(command):
+        if command[1] == "eval/explain.py":
             command += ["--out", str(folder / "clip.html")]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
-        )
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        said.append(done.stdout)
-    return said
+        start = time.monotonic()
+        if command[1] in seen:
+            run_here(command[1], command[2:])
+        else:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=1800
+            )
+            assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            seen |= {command[1]} if command[0] == sys.executable and words[0] != "unzip" else set()
+        print(f"{time.monotonic() - start:5.1f} s  {' '.join(words)[:110]}", flush=True)
+
+
+def ids(file, key="clip_id"):
+    return {row[key] for row in read_jsonl(file)}
 
 
 @pytest.mark.slow
 def test_the_whole_page_from_the_archive_to_the_tables(world):
-    folder = world[0]
-    said = run_all(world)
-    assert len(said) == len(commands())
+    folder, places, programs, bad = world
+    run_all(folder, places, programs)
     runs = folder / "runs"
-    for name, split in (("dfew/eval", 4), ("both/eval_dfew", 4), ("both/eval_mafw", 4), ("30b/eval", 4)):
-        assert read_json(runs / name / "metrics.json")["n"] == split
+    assert len(bad) >= 12
+    for name in ("dfew", "mafw"):
+        excluded = {row["clip_id"]: row["reason"] for row in read_jsonl(runs / name / "clips" / "excluded.jsonl")}
+        assert excluded == bad
+    for name in ("dfew", "both"):  # the others go all the way, and no bad one does
+        rows = read_jsonl(runs / name / "clips" / "clips.jsonl", unique="clip_id")
+        train = {row["clip_id"] for row in rows if row["split"] == "train"}
+        assert len(rows) == (42 if name == "dfew" else 84) and len(train) == len(rows) * 2 // 3
+        assert ids(runs / name / "importance" / "importance.jsonl") == {row["clip_id"] for row in rows}
+        assert ids(runs / name / "reasoning.jsonl") == ids(runs / name / "targets.jsonl") == train
+        targets = read_jsonl(runs / name / "targets.jsonl")
+        assert {row["order"][0] for row in targets} <= {"video", "audio"}
+        assert read_json(runs / name / "grpo" / "done.json")["steps"] == 2
+    for name in ("dfew/eval", "both/eval_dfew", "both/eval_mafw", "30b/eval"):
+        assert read_json(runs / name / "metrics.json")["n"] == 4
         assert (runs / name / "report.html").is_file()
-    joined = read_jsonl(runs / "both" / "clips" / "clips.jsonl", unique="clip_id")
+        assert not ids(runs / name / "predictions.jsonl") & bad.keys()
+    captions = read_jsonl(runs / "mafw" / "targets.jsonl")
+    assert len(captions) == 28 and all("lowers the brows" in row["target"] for row in captions)
+    joined = read_jsonl(runs / "both" / "clips" / "clips.jsonl")
     assert {row["clip_id"].split("/")[0] for row in joined} == {"dfew", "mafw"}
     assert {row["label"] for row in joined} >= {"happiness", "sadness", "anger"}
-    targets = read_jsonl(runs / "dfew" / "targets.jsonl")
-    assert targets and {row["order"][0] for row in targets} <= {"video", "audio"}
     assert (runs / "30b" / "sft" / "adapter_model.safetensors").is_file()
     launched = (folder / "launched").read_text().splitlines()
     assert "configs/accelerate/zero3_2nodes.yaml" in launched and launched[launched.index("--main_process_ip") + 1]

@@ -290,7 +290,7 @@ def test_each_format_is_read(tmp_path, name, form, content, rows):
         ("x.csv", "auto", "name,text\n", "no reasoning in it"),
         ("x.csv", "captions", "name,note\na,He nods.\n", "x.csv:2: no column for a caption"),
         ("x.txt", "captions", "00025.mp4\n", "x.txt:1: expected a clip"),
-        ("x.xlsx", "captions", "PK", "save it as CSV"),
+        ("x.xls", "captions", "PK", "save it as .xlsx, CSV"),
         ("x.jsonl", "poem", "{}", "'poem' is not one of auto, segments"),
         ("x.jsonl", "auto", '{"clip_id": "a"}', "x.jsonl:1: missing 'segments' or 'text'"),
     ],

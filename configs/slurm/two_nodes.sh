@@ -12,7 +12,7 @@
 #SBATCH --output=runs/slurm-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start me with sbatch}"
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not head: it would close the pipe on scontrol
 export HEAD HF_HUB_OFFLINE=1 OMP_NUM_THREADS=8
 # accelerate starts eight processes on each machine; the backslashes keep the variables for srun's shell, where each
 # machine has its own SLURM_NODEID

@@ -38,8 +38,10 @@ class FrozenTowers:
         thinker.get_video_features, thinker.get_audio_features = self._video_of, self._audio_of
 
     def _video_of(self, given: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Pixels are (patches, values); tokens come with a third axis in front."""
-        return SimpleNamespace(pooler_output=(given[0],)) if given.ndim == 3 else self._video(given, *args, **kwargs)
+        """Pixels are (patches, values); tokens have three axes, and behind the first level come Qwen3-Omni's others."""
+        if given.ndim != 3:
+            return self._video(given, *args, **kwargs)
+        return SimpleNamespace(pooler_output=(given[0],), deepstack_features=list(given[1:]))
 
     def _audio_of(self, given: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Sound is (clips, mel, frames); tokens have two axes."""
@@ -47,7 +49,11 @@ class FrozenTowers:
 
     @torch.no_grad()
     def tokens(self, clip: Clip) -> Features:
-        """The towers' tokens for one clip, on the CPU: `video` (T, hidden), `audio` (T, hidden), those that it has."""
+        """The towers' tokens for one clip, on the CPU: `video` (levels, T, hidden), `audio` (T, hidden), if there.
+
+        Qwen2.5-Omni has one level of video tokens. Qwen3-Omni adds those of inner layers of the tower (DeepStack),
+        which the first layers of its language model take.
+        """
         key = self.inputs.media_key(clip)
         if (kept := self._kept.get(key)) is not None:
             return kept
@@ -55,7 +61,8 @@ class FrozenTowers:
         tokens: dict[str, Tensor] = {}
         if "pixel_values_videos" in batch:
             grid = batch["video_grid_thw"]
-            (tokens["video"],) = self._video(batch["pixel_values_videos"], grid, return_dict=True).pooler_output
+            seen = self._video(batch["pixel_values_videos"], grid, return_dict=True)
+            tokens["video"] = torch.stack([*seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())])
         if "input_features" in batch:
             mask = batch["feature_attention_mask"]
             tokens["audio"] = self._audio(batch["input_features"], mask, return_dict=True).last_hidden_state
@@ -65,12 +72,12 @@ class FrozenTowers:
         return tokens
 
     def collate(self, clips: Sequence[Clip]) -> Features:
-        """As `OmniInputs.collate` for these clips, with video tokens (1, T, hidden) and audio tokens (T, hidden)."""
+        """As `OmniInputs.collate` for these clips, with tokens: video (levels, T, hidden), audio (T, hidden)."""
         batch: Features = {}
         features = [self.inputs.features(clip) for clip in clips]
         tokens = [self.tokens(clip) for clip in clips]
         if any("video" in row for row in tokens):
-            batch["pixel_values_videos"] = torch.cat([row["video"] for row in tokens if "video" in row])[None]
+            batch["pixel_values_videos"] = torch.cat([row["video"] for row in tokens if "video" in row], dim=1)
             for key in ("video_grid_thw", "video_second_per_grid"):
                 batch[key] = torch.cat([row[key] for row in features if key in row])
         if any("audio" in row for row in tokens):

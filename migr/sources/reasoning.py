@@ -11,12 +11,14 @@ from migr.clips import Clip
 from migr.errors import InputError
 from migr.reasoning import MODALITIES, parse
 from migr.records import Row, iter_jsonl, read_json
+from migr.sources.spreadsheet import spreadsheet_rows
 
 _MEDIA = ("mp4", "avi", "mov", "mkv", "webm", "flv", "wmv", "mpg", "mpeg", "m4v", "wav", "mp3", "m4a", "flac", "ogg")
 # column names, in the order in which they are looked for
 _IDS = ("clip_id", "name", "clip", "video", "file", "filename", "file_name", "video_name", "id", "path")
 _CAPTIONS = ("english", "caption", "description", "descriptive_text", "text", "en")
 _FREE = ("text", "reasoning", "english", "reason", "explanation")
+_COLUMNS = {"video": "video", "audio": "audio", "text": "transcript"}  # modality -> column
 _SHOWN = 5  # names in a message
 
 
@@ -24,7 +26,7 @@ def read_reasoning(path: str | Path, form: str = "auto") -> list[Row]:
     """Read one file of reasoning.
 
     Args:
-        path: JSON, JSONL, CSV, TSV or TXT.
+        path: JSON, JSONL, CSV, TSV, XLSX or TXT.
         form: One of FORMATS; "auto" goes by the file's ending and its first entry, and never guesses captions.
 
     Returns:
@@ -39,10 +41,10 @@ def read_reasoning(path: str | Path, form: str = "auto") -> list[Row]:
         raise InputError(f"--reasoning_format {form!r} is not one of {', '.join(FORMATS)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.suffix.casefold() in (".xlsx", ".xls"):
-        raise InputError(f"{path}: a spreadsheet; save it as CSV or TSV (UTF-8) first")
+    if path.suffix.casefold() == ".xls":
+        raise InputError(f"{path}: an old spreadsheet; save it as .xlsx, CSV or TSV (UTF-8) first")
     if form == "auto":
-        kinds = {".csv": "table", ".tsv": "table", ".txt": "table", ".json": "conversations"}
+        kinds = {".csv": "table", ".tsv": "table", ".xlsx": "table", ".txt": "table", ".json": "conversations"}
         form = kinds.get(path.suffix.casefold(), "segments")
         if form == "segments" and "conversations" in next(iter_jsonl(path), {}):
             form = "conversations"
@@ -110,7 +112,7 @@ def _captions(path: Path) -> Iterator[Row]:
                 raise InputError(f"{path}:{number}: expected a clip, a tab or space, and its caption: {line.strip()!r}")
             yield {"clip_id": name, "segments": {"video": caption.strip()}, "by": "caption"}
         return
-    for number, row in _table_rows(path):
+    for number, row in _table_rows(path, _CAPTIONS):
         clip, text = _one_of(row, _IDS), _one_of(row, _CAPTIONS)
         if clip is None or text is None:
             need = f"a clip ({', '.join(_IDS)})" if clip is None else f"a caption ({', '.join(_CAPTIONS)})"
@@ -120,15 +122,15 @@ def _captions(path: Path) -> Iterator[Row]:
 
 def _table(path: Path) -> Iterator[Row]:
     """A plain table: a clip, and either columns `video`, `audio`, `transcript` (and `conclusion`) or one free text."""
-    entries = _numbered(path) if path.suffix.casefold() == ".jsonl" else _table_rows(path)
+    texts = (*_COLUMNS.values(), *_FREE)
+    entries = _numbered(path) if path.suffix.casefold() == ".jsonl" else _table_rows(path, texts)
     for number, row in entries:
         name, video = _one_of(row, [key for key in _IDS if key != "video"]), _one_of(row, ["video"])
         if name is None and video is not None and video.casefold().endswith(_MEDIA):  # a file, no description
             name, row = video, {key: value for key, value in row.items() if str(key).strip().casefold() != "video"}
         if name is None:
             raise InputError(f"{path}:{number}: no clip ({', '.join(_IDS)}); columns: {', '.join(row)}")
-        columns = {"video": "video", "audio": "audio", "text": "transcript"}
-        segments = {modality: text for modality, key in columns.items() if (text := _one_of(row, [key]))}
+        segments = {modality: text for modality, key in _COLUMNS.items() if (text := _one_of(row, [key]))}
         free = _one_of(row, _FREE)
         found: Row = {"clip_id": name}
         if segments:
@@ -137,7 +139,7 @@ def _table(path: Path) -> Iterator[Row]:
             found["text"] = free
         else:
             raise InputError(
-                f"{path}:{number}: clip {name}: no text; it needs a column of {', '.join(columns.values())} or one of "
+                f"{path}:{number}: clip {name}: no text; it needs a column of {', '.join(_COLUMNS.values())} or one of "
                 f"{', '.join(_FREE)}; columns: {', '.join(row)}"
             )
         answer = _one_of(row, ["answer", "emotion", "label"])
@@ -162,8 +164,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(_open(path), 1) if line.strip())
 
 
-def _table_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows of a CSV or TSV file with a header; the delimiter is the one that the header holds most of."""
+def _table_rows(path: Path, texts: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """Rows of a CSV or TSV file with a header, the delimiter the one that the header holds most of, or of a sheet."""
+    if path.suffix.casefold() == ".xlsx":
+
+        def fits(names: Sequence[str]) -> bool:
+            named = {name.casefold() for name in names}
+            return any(clip in named and not named.isdisjoint({*texts} - {clip}) for clip in _IDS)
+
+        need = f"a column for the clip ({', '.join(_IDS)}) and one for a text ({', '.join(texts)})"
+        yield from spreadsheet_rows(path, fits, need)
+        return
     header = next(_open(path), "")
     reader = csv.DictReader(_open(path), delimiter=max("\t,;", key=header.count), strict=True)
     try:

@@ -1,4 +1,4 @@
-"""Any CSV or JSON Lines file with `path` and `label`: the way in for clips of one's own.
+"""Any CSV, XLSX or JSON Lines file with `path` and `label`: the way in for clips of one's own.
 
 Columns: `path` (relative to the root, or absolute and below it) and `label` (a label or a synonym; empty for none).
 Optional: `split`, `clip_id` (default: the path without its ending), `transcript`. Other columns are kept, except those
@@ -15,6 +15,7 @@ from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.records import Row, iter_jsonl, read_json
 from migr.sources.listed import Listed, once
+from migr.sources.spreadsheet import spreadsheet_rows
 
 _MEASURED = ("has_video", "has_audio", "duration", "fps", "frames", "width", "height", "sample_rate")
 
@@ -23,8 +24,9 @@ def read(tables: Sequence[Path], root: Path, labels: LabelSet, split: str) -> Li
     """The clips of one table, or of several.
 
     Args:
-        tables: Files that end in .csv or .jsonl. A manifest of stages/data.py is one, too: its paths are relative to
-            the root that it records. The clip ids of several are put behind the source of each (`dfew/00042`).
+        tables: Files that end in .csv, .xlsx or .jsonl. A manifest of stages/data.py is one, too: its paths are
+            relative to the root that it records. The clip ids of several are put behind the source of each
+            (`dfew/00042`).
         root: Folder that the paths are relative to; that of all clips.
         labels: What labels must mean.
         split: The split of rows that name none.
@@ -89,7 +91,7 @@ def _label(where: str, given: Any, labels: LabelSet) -> str | None:
 
 
 def lines(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """The rows of a CSV or JSON Lines file with their line numbers.
+    """The rows of a CSV, XLSX or JSON Lines file with their line (or row) numbers.
 
     Raises:
         InputError: No such file, another ending, not text, a required column is absent; names file and line.
@@ -98,8 +100,12 @@ def lines(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
         for row, number in zip(iter_jsonl(table, required), _numbers(table), strict=False):
             yield number, row
         return
+    if table.suffix == ".xlsx":
+        need = f"the columns {', '.join(required)}"
+        yield from spreadsheet_rows(table, lambda names: set(required) <= set(names), need)
+        return
     if table.suffix != ".csv":
-        raise InputError(f"{table}: must end in .csv or .jsonl")
+        raise InputError(f"{table}: must end in .csv, .xlsx or .jsonl")
     if not table.is_file():
         raise InputError(f"{table}: no such file")
     with table.open(encoding="utf-8-sig", newline="") as file:
