@@ -231,8 +231,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")
     parser.add_argument("--experiment", action="store_true", help="four variants on three seeds, then docs/results.md")
     parser.add_argument("--upto", choices=STAGES, default="evaluation", help="stop after this stage")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["baseline", "migr"], help="what to train")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, help="what to train (default baseline migr; for --experiment all)"
+    )
     args = parser.parse_args()
+    variants = args.variants or (list(VARIANTS) if args.experiment else ["baseline", "migr"])
     from stages import summary
 
     start = time.monotonic()
@@ -240,14 +243,14 @@ def main() -> None:
         run = args.run or ROOT / "runs" / "experiment"
         for seed in SEEDS:
             print(f"seed {seed}")
-            make("evaluation", run / f"seed{seed}", seed, list(VARIANTS), args.small)
-            summary.write(run / f"seed{seed}", list(VARIANTS))
+            make("evaluation", run / f"seed{seed}", seed, variants, args.small)
+            summary.write(run / f"seed{seed}", variants)
         runs = {seed: run / f"seed{seed}" for seed in SEEDS}
-        summary.write_results(runs, list(VARIANTS), ROOT / "docs" / "results.md")
+        summary.write_results(runs, variants, ROOT / "docs" / "results.md")
         return
-    run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, args.variants, args.small)
+    run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, variants, args.small)
     if args.upto == "evaluation":
-        summary.write(run, args.variants)
+        summary.write(run, variants)
         summary.show(run, time.monotonic() - start)
 
 
