@@ -91,7 +91,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
     asked = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
     add("importance/check", run / "check.json", "stages/check.py", **asked, **media)  # beside it
     out = importance.parent
-    folds = ["--folds", "2"] if small else []
+    folds = ["--folds", "2" if small else "3"]
     add(
         "importance/scores",
         out / "summary.json",
