@@ -171,7 +171,7 @@ def weigh(
     """The clip's importance for the emotion that the model answered, else for the one that the network itself names."""
     import torch
 
-    from migr.importance.attribution import shares
+    from migr.importance.attribution import importance_of
     from migr.importance.features import pool
     from migr.importance.fit import predicted
 
@@ -188,7 +188,7 @@ def weigh(
     with torch.inference_mode():
         out = net(values, present)
         target = torch.tensor([labels.index(answer)]) if answer is not None else predicted(out.logits)
-        weights = shares(net.attribute(out, target), out.gate, present)[0].tolist()
+        weights = importance_of(net.attribute(out, target), out.gate, present)[0].tolist()
     named = {name: weight for name, weight in zip(net.config.dims, weights, strict=True) if name in found}
     return named, labels.labels[int(target[0])]
 

@@ -41,7 +41,7 @@ from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 
-VERSION = 2  # of scores and files; results of another version are made anew
+VERSION = 3  # of scores and files; results of another version are made anew
 
 
 def arguments() -> argparse.Namespace:

@@ -13,7 +13,7 @@ from migr.clips import Clip
 from migr.emotions import DFEW
 from migr.errors import InputError
 from migr.importance import measure, trust
-from migr.importance.attribution import coalitions, evidence, shapley, shares
+from migr.importance.attribution import coalitions, evidence, importance_of, shapley
 from migr.importance.experts import ExpertConfig, ExpertFusion, collapse
 from migr.importance.fit import FitConfig, alternatives, cross_score, fit, score, support
 from migr.importance.fusion import GATES
@@ -157,13 +157,16 @@ def test_coalitions_of_an_additive_network_give_back_its_parts():
     assert torch.allclose(found, part * present, atol=1e-6)
 
 
-def test_evidence_and_shares():
+def test_evidence_and_importance():
     logits = torch.tensor([[2.0, 0.0, 1.0]])
     assert evidence(logits, torch.tensor([0])).item() == pytest.approx(1.0)
     assert evidence(torch.tensor([[-1.5], [-1.5]]), torch.tensor([-2.0, 2.0])).tolist() == [1.5, -1.5]
-    present, fallback = torch.ones(2, 2, dtype=torch.bool), torch.tensor([[0.4, 0.6], [0.4, 0.6]])
-    found = shares(torch.tensor([[3.0, 1.0], [-1.0, -2.0]]), fallback, present)
-    assert torch.allclose(found, torch.tensor([[0.75, 0.25], [0.4, 0.6]]))
+    present, gate = (
+        torch.tensor([[True, True], [True, True], [True, False]]),
+        torch.tensor([[0.4, 0.6]] * 2 + [[1, 0.0]]),
+    )
+    found = importance_of(torch.tensor([[3.0, 1.0], [-1.0, -2.0], [2.0, 5.0]]), gate, present)
+    assert torch.allclose(found, torch.tensor([[0.575, 0.425], [0.4, 0.6], [1.0, 0.0]]))
 
 
 # Sentiment scores

@@ -62,13 +62,15 @@ def shapley(values: dict[int, Tensor], present: Tensor) -> Tensor:
     return torch.stack(columns, 1) * present
 
 
-def shares(contributions: Tensor, fallback: Tensor, present: Tensor) -> Tensor:
-    """Importance: each modality's share of the positive contributions, (n, M), summing to 1, 0 where absent. Ours.
+def importance_of(contributions: Tensor, gate: Tensor, present: Tensor) -> Tensor:
+    """Importance: where the evidence for the target came from, and what the network listens to, (n, M). Ours.
 
-    Where no modality speaks for the target (the network reads another emotion) there is nothing to share, and the
-    `fallback` weights (n, M) take its place: the least negative contribution would name the modality that says least.
+    The mean of each modality's share of the positive contributions and of its `gate` (n, M); both sum to 1 and are 0
+    where absent. The share alone is exactly 1 on every clip whose other modality speaks against the target, however
+    clear that one is. Where no modality speaks for the target (the network reads another emotion) there is nothing to
+    share, and the gate stands alone: the least negative contribution would name the modality that says least.
     """
     positive = contributions.relu() * present
     total = positive.sum(1, keepdim=True)
     share = positive / total.clamp_min(torch.finfo(total.dtype).tiny)
-    return torch.where(total > 0, share, fallback)
+    return torch.where(total > 0, (share + gate) / 2, gate)

@@ -26,7 +26,7 @@ class ConcatOutput(NamedTuple):
 
     logits: Tensor  # (n, C)
     unimodal: Tensor  # (n, M, C); (n, M, 2) with one class
-    gate: Tensor  # (n, M) of the unimodal heads' entropies: no part of the fusion, only a fallback
+    gate: Tensor  # (n, M) of the unimodal heads' entropies: no part of the fusion, half of the importance
     tokens: Tensor  # (n, M, hidden) u
     fused: Tensor  # (n, hidden)
     present: Tensor  # (n, M) bool

@@ -40,7 +40,7 @@ class ExpertConfig:
         hidden: Size of a token; a multiple of `heads` and of 8.
         tokens: Tokens a modality.
         heads: Heads of both attentions.
-        tau: Temperature of the weights that stand in where no modality speaks for the target (as the entropy gate's).
+        tau: Temperature of the entropy gate of the unimodal heads, in nats.
         dropout: Dropout on the features, behind the projection and in the experts.
     """
 
@@ -58,7 +58,7 @@ class ExpertOutput(NamedTuple):
 
     logits: Tensor  # (n, C) of the fused head
     unimodal: Tensor  # (n, M, C) logits of the unimodal heads; (n, M, 2) with one class
-    entropy_gate: Tensor  # (n, M) softmax(-H / tau) of the unimodal heads: no part of the fusion, only a fallback
+    entropy_gate: Tensor  # (n, M) softmax(-H / tau) of the unimodal heads; the fusion has no part in it
     experts: Tensor  # (n, 3) alpha
     tokens: Tensor  # (n, M, hidden) u
     fused: Tensor  # (n, hidden) f'

@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
 from migr.errors import InputError
-from migr.importance.attribution import shares
+from migr.importance.attribution import importance_of
 from migr.importance.reading import fusion_loss, log_likelihood
 from migr.importance.store import build, fingerprint
 from migr.importance.table import Features, check_folds, check_labels, check_present, is_score, known
@@ -172,7 +172,7 @@ def score(net: Any, features: Features, label: Tensor, batch_size: int = 512) ->
         parts.append(
             Scores(
                 target=target,
-                importance=shares(contributions, out.gate, out.present),
+                importance=importance_of(contributions, out.gate, out.present),
                 contributions=contributions,
                 drop=leave_one_out(net, out, target),
                 gate=out.gate,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from migr.importance.attribution import shares, side
+from migr.importance.attribution import importance_of, side
 from migr.importance.reading import Reading, entropy_of, masked_softmax
 
 GATES = ("both", "entropy", "importance", "equal")
@@ -163,5 +163,5 @@ class DualGateFusion(nn.Module):
         return self.contributions(out, target)
 
     def importance(self, out: FusionOutput, target: Tensor) -> Tensor:
-        """Importance of each modality for the target: its share of the positive contributions (`shares`), (n, M)."""
-        return shares(self.contributions(out, target), out.gate, out.present)
+        """Importance of each modality for the target, (n, M); see `importance_of`."""
+        return importance_of(self.contributions(out, target), out.gate, out.present)
