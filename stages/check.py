@@ -24,8 +24,7 @@ from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
 from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
 from migr.records import Row, write_json
-
-MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
+from stages.describe import MEDIA
 
 
 def arguments() -> argparse.Namespace:

@@ -58,7 +58,7 @@ class ExpertOutput(NamedTuple):
 
     logits: Tensor  # (n, C) of the fused head
     unimodal: Tensor  # (n, M, C) logits of the unimodal heads; (n, M, 2) with one class
-    entropy_gate: Tensor  # (n, M) softmax(-H / tau) of the unimodal heads; the fusion has no part in it
+    entropy_gate: Tensor  # (n, M) softmax(-H / tau) of the unimodal heads: not part of the fusion
     experts: Tensor  # (n, 3) alpha
     tokens: Tensor  # (n, M, hidden) u
     fused: Tensor  # (n, hidden) f'
