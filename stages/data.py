@@ -17,19 +17,21 @@ an interrupted run goes on, a later one examines only what has changed. Formats 
 
 import argparse
 import os
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from migr.container import BACKENDS
-from migr.emotions import label_set
+from migr.emotions import DFEW, label_set
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
-from migr.sources import dfew, mafw, planted, table
+from migr.sources import dfew, mafw, planted, table, wording
 from migr.sources.checking import examine_listed, frames_root
 from migr.sources.listed import Listed
 
 NEEDS = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio"), "any": ()}
+TEXTS = 2  # version of `labelled_texts`
 # Flags that only some sources know, with their defaults.
 OWN: dict[str, dict[str, Any]] = {
     "planted": {"seed": 0, "train": 2100, "val": 140, "test": 560},
@@ -149,9 +151,24 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def labelled_texts(seed: int, split: str, count: int) -> list[Row]:
-    """Whole reasonings with the emotion that they convey, in the wording of a split, drawn apart from the clips."""
-    rows = [planted.spec(seed + 1_000_003, split, index) for index in range(count)]
-    return [{"text": " ".join([*row["segments"].values(), row["conclusion"]]), "emotion": row["label"]} for row in rows]
+    """Whole reasonings with the emotion that they convey, in the wording of a split, drawn apart from the clips.
+
+    Half are as a gold target says it, half `blended`: one of the three clear cues is of another emotion, as models
+    write it and a judge must be able to read.
+    """
+    texts = []
+    for index in range(count):
+        row = planted.spec(seed + 1_000_003, split, index)
+        rng = random.Random(f"text {seed} {split} {index}")
+        blended, clear, segments = index // 14 % 2 == 1, row["planted"]["dominant"], row["segments"]
+        if blended:
+            other = rng.choice([label for label in DFEW if label != row["label"]])
+            bank = "train" if split == "train" else "test"
+            segments = {**segments, clear: wording.blend(clear, row["label"], other, bank, rng)}
+        parts = rng.sample(list(segments.values()), len(segments))
+        kind = "blended" if blended else "gold"
+        texts.append({"text": " ".join([*parts, row["conclusion"]]), "emotion": row["label"], "kind": kind})
+    return texts
 
 
 def pick(row: Row, *keys: str) -> Row:
@@ -166,7 +183,7 @@ def plant(args: argparse.Namespace) -> None:
         raise InputError(
             "--train needs at least 14 clips (each label in each modality once), --val and --test 0 or more"
         )
-    config = {"source": args.source, "seed": args.seed, **sizes, "process": planted.VERSION}
+    config = {"source": args.source, "seed": args.seed, **sizes, "process": planted.VERSION, "texts": TEXTS}
     done = args.out / "data.json"
     if done.exists() and read_json(done).get("digest") == digest(config):
         print(f"data: {args.out} holds these clips already")

@@ -56,7 +56,9 @@ def main() -> None:
     write_json(args.out / "accuracy.json", accuracy)
     for name, row in accuracy.items():
         other = f"; {row['on_fit']['accuracy']:.1%} of those that the other was fitted on" if "on_fit" in row else ""
-        print(f"judge: {name} agrees with {row['accuracy']:.1%} of {row['n']} labelled texts{other}")
+        kinds = ", ".join(f"{kind} {part['accuracy']:.1%}" for kind, part in row["per_kind"].items())
+        kinds = f" ({kinds})" if kinds else ""
+        print(f"judge: {name} agrees with {row['accuracy']:.1%} of {row['n']} labelled texts{kinds}{other}")
 
 
 if __name__ == "__main__":

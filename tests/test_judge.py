@@ -3,6 +3,7 @@ import pytest
 from migr.emotions import label_set
 from migr.errors import InputError
 from migr.judge import LexiconJudge, fit_classifier, open_judge
+from migr.records import read_json, write_json
 from migr.sources import planted
 
 LABELS = label_set("dfew")
@@ -54,6 +55,19 @@ def test_the_lexicon_weighs_negation_and_hedges(text, emotion):
     assert LexiconJudge(LABELS).judge([text])[0].emotion == emotion
 
 
+def test_saying_a_cue_again_does_not_make_it_more_likely():
+    judge = LexiconJudge(LABELS)
+    once, again = judge.judge(["A frown, a straight mouth.", "A frown. A frown, a deep frown, a straight mouth."])
+    assert once == again and once.status == "tie"
+
+
+def test_the_classifier_learns_that_a_hedged_cue_weighs_less(classifier):
+    said = "{} twinkling, sparkly eyes. {} syllables that stab, words hammered out."
+    plain = classifier.judge([said.format("One can see", "One can hear")])[0]
+    hedged = classifier.judge([said.format("One can see", "A faint voice, it might be")])[0]
+    assert hedged.emotion == "happy" and hedged.probabilities["angry"] < plain.probabilities["angry"]
+
+
 @pytest.mark.parametrize(
     "text, status", [("", "no cue"), ("Nothing is known.", "no cue"), ("A smile and a glare.", "tie")]
 )
@@ -71,3 +85,8 @@ def test_wrong_judges_are_named(tmp_path, classifier):
     fit_classifier(*texts("test", 70), LABELS, tmp_path)
     with pytest.raises(InputError, match="fitted for"):
         open_judge(tmp_path, label_set("mafw"))
+    saved = read_json(tmp_path / "judge.json")
+    del saved["features"]
+    write_json(tmp_path / "judge.json", saved)
+    with pytest.raises(InputError, match="fitted by an older version"):
+        open_judge(tmp_path, LABELS)

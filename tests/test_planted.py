@@ -1,5 +1,6 @@
 """The planted benchmark: what is claimed of it, checked on its specs and on rendered files."""
 
+import random
 from collections import Counter
 from itertools import pairwise
 
@@ -144,6 +145,17 @@ def test_the_texts_that_judges_are_fitted_and_measured_on_share_nothing(planted_
     fit, check = (read_jsonl(planted_run.clips.with_name(f"judge_{name}.jsonl")) for name in ("fit", "check"))
     assert not {row["text"] for row in fit} & {row["text"] for row in check}
     assert set(Counter(row["emotion"] for row in fit).values()) == {300}
+    assert Counter(row["kind"] for row in check) == {"gold": 350, "blended": 350}
     mine = {" ".join([*row["segments"].values(), row["conclusion"]]) for row in read_jsonl(planted_run.reasoning)}
     drawn_apart = sum(row["text"] in mine for row in fit + check)
     assert drawn_apart < 5  # by chance alone: drawn from another seed
+
+
+def test_a_blended_text_holds_two_cues_of_its_emotion_and_one_of_another():
+    for seed in range(50):
+        text = wording.blend("video", "happy", "fear", "test", random.Random(seed))
+        said = {
+            emotion: sum(any(phrase in text for phrase in cue[1]) for cue in wording.FACE[emotion])
+            for emotion in ("happy", "fear")
+        }
+        assert said == {"happy": 2, "fear": 1}

@@ -8,12 +8,15 @@ import numpy as np
 from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.judge.base import LONGEST, Judgement
+from migr.judge.lexicon import HEDGES, SENTENCE_END, WORD
 from migr.records import digest, read_json, write_json
 
 
 class ClassifierJudge:
-    """TF-IDF over words and character n-grams, then logistic regression (scikit-learn), fitted on labelled texts.
+    """TF-IDF over character n-grams, then logistic regression (scikit-learn), fitted on labelled texts.
 
+    N-grams of a sentence that hedges ("perhaps") are features of their own, so that the fit can learn how little they
+    weigh beside plain ones: without that, one hedged cue outvotes two plain ones (docs/results.md has figures).
     Stored as `judge.json` and `judge.safetensors`: numbers and words, no pickle. An empty text is a failure.
     """
 
@@ -43,7 +46,21 @@ class ClassifierJudge:
         return judgements
 
 
-_TFIDF = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True}
+FEATURES = 2  # of `_ngrams`; a judge of another version would read other features than it was fitted on
+
+
+def _ngrams(text: str) -> list[str]:
+    """Character n-grams within words (3 to 5 characters); those of hedging sentences are marked."""
+    found: list[str] = []
+    for sentence in SENTENCE_END.split(text):
+        mark = "" if HEDGES.isdisjoint(WORD.findall(sentence.casefold())) else "?"
+        for word in sentence.casefold().split():
+            padded = f" {word} "
+            found += (mark + padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1)))
+    return found
+
+
+_TFIDF = {"analyzer": _ngrams, "sublinear_tf": True}
 
 
 def fit_classifier(texts: Sequence[str], emotions: Sequence[str], labels: LabelSet, out: str | Path) -> ClassifierJudge:
@@ -58,7 +75,7 @@ def fit_classifier(texts: Sequence[str], emotions: Sequence[str], labels: LabelS
 
     if missing := sorted(set(labels.labels) - set(emotions)):
         raise InputError(f"no text to fit the judge on for {', '.join(missing)}")
-    vectorizer = TfidfVectorizer(max_features=20_000, **_TFIDF)
+    vectorizer = TfidfVectorizer(max_features=30_000, **_TFIDF)
     model = LogisticRegression(C=10.0, max_iter=1000)
     model.fit(vectorizer.fit_transform(texts), [labels.index(emotion) for emotion in emotions])
     arrays = {"idf": vectorizer.idf_, "coef": model.coef_, "intercept": model.intercept_}
@@ -67,7 +84,8 @@ def fit_classifier(texts: Sequence[str], emotions: Sequence[str], labels: LabelS
     vocabulary = vectorizer.get_feature_names_out().tolist()
     name = f"classifier-{digest(vocabulary, [a.tobytes().hex() for a in arrays.values()])[:8]}"
     save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, out / "judge.safetensors")
-    write_json(out / "judge.json", {"name": name, "labels": list(labels.labels), "vocabulary": vocabulary})
+    about = {"name": name, "features": FEATURES, "labels": list(labels.labels), "vocabulary": vocabulary}
+    write_json(out / "judge.json", about)
     return ClassifierJudge(labels, vocabulary, arrays, name)
 
 
@@ -75,11 +93,13 @@ def open_fitted(folder: Path, labels: LabelSet) -> ClassifierJudge:
     """Open a classifier that `fit_classifier` saved.
 
     Raises:
-        InputError: It was fitted for other labels.
+        InputError: It was fitted for other labels, or reads text as an older version did.
     """
     from safetensors.numpy import load_file
 
     saved = read_json(folder / "judge.json")
+    if saved.get("features") != FEATURES:
+        raise InputError(f"{folder}: the judge was fitted by an older version; fit it again with stages/judge.py")
     if tuple(saved["labels"]) != labels.labels:
         raise InputError(f"{folder}: the judge was fitted for {saved['labels']}, not for {list(labels.labels)}")
     return ClassifierJudge(labels, saved["vocabulary"], load_file(folder / "judge.safetensors"), saved["name"])

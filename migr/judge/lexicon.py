@@ -32,14 +32,15 @@ CUE_WORDS = {
 HEDGES = frozenset({"perhaps", "maybe", "possibly", "might", "may", "unclear", "faint", "faintly", "barely", "seems"})
 NEGATIONS = frozenset({"no", "not", "without", "never", "nor", "isn't", "doesn't", "hardly"})
 NAMED = 3.0  # a word that names an emotion outright weighs as much as three cues
-_WORD, _SENTENCE = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
+WORD, SENTENCE_END = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
 
 
 class LexiconJudge:
     """Counts cue words. Sentences that hedge ("perhaps") count only if no plain sentence holds a cue.
 
-    A cue within three words after a negation is skipped. The probability of an emotion is its share of the cues; a
-    text without any cue, or with a tie at the top, is a failure. Ours.
+    A cue within three words after a negation is skipped, and one said again does not count again: a policy would learn
+    to repeat it. The probability of an emotion is its share of the cues; a text without any cue, or with a tie at the
+    top, is a failure. Ours.
     """
 
     name = "lexicon"
@@ -55,16 +56,18 @@ class LexiconJudge:
             self.weights.setdefault(word, (label, NAMED))
 
     def _count(self, text: str) -> dict[str, float]:
-        plain: dict[str, float] = {}
-        hedged: dict[str, float] = {}
-        for sentence in _SENTENCE.split(text[:LONGEST].casefold()):
-            words = _WORD.findall(sentence)
-            counts = plain if HEDGES.isdisjoint(words) else hedged
+        plain: set[str] = set()
+        hedged: set[str] = set()
+        for sentence in SENTENCE_END.split(text[:LONGEST].casefold()):
+            words = WORD.findall(sentence)
+            found = plain if HEDGES.isdisjoint(words) else hedged
             for i, word in enumerate(words):
                 if word in self.weights and NEGATIONS.isdisjoint(words[max(0, i - 3) : i]):
-                    label, weight = self.weights[word]
-                    counts[label] = counts.get(label, 0.0) + weight
-        return plain or hedged
+                    found.add(word)
+        counts: dict[str, float] = {}
+        for label, weight in map(self.weights.__getitem__, plain or hedged):
+            counts[label] = counts.get(label, 0.0) + weight
+        return counts
 
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """One judgement a text; time is linear in the text."""

@@ -117,6 +117,15 @@ def describe(modality: str, emotion: str, clear: bool, bank: str, rng: random.Ra
     return rng.choice(HEDGED[modality][which]).format(rng.choice(cues))
 
 
+def blend(modality: str, emotion: str, other: str, bank: str, rng: random.Random) -> str:
+    """A clear description with two cues of one emotion and one of another, as a reader of faces and voices may err."""
+    which = BANKS.index(bank)
+    cues = [rng.choice(cue[which]) for cue in CUES[modality][emotion]]
+    place = rng.randrange(len(cues))
+    cues[place] = rng.choice(CUES[modality][other][place][which])
+    return rng.choice(CLEAR[modality][which]).format(*cues)
+
+
 def conclude(dominant: str, bank: str, rng: random.Random) -> str:
     """The closing sentence: which modality decides."""
     return rng.choice(CONCLUSION[dominant][BANKS.index(bank)])
