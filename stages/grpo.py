@@ -24,6 +24,9 @@ class GRPOArguments(OmniArguments):
     split: str = field(default="train", metadata={"help": "split of the clips to train on"})
     importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
     judge: str = field(default="lexicon", metadata={"help": "judge of the consistency reward: lexicon, or a folder"})
+    hide_emotion_words: bool = field(
+        default=False, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
+    )
     rewards: list[str] = field(
         default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
         metadata={"help": "rewards, in the order of reward_weights"},
@@ -76,7 +79,8 @@ def main() -> None:
 
     check_vllm(config, check_model(args.model), args.audio_in_video)
     labels = label_set(args.labels)
-    rewards = make_rewards(args.rewards, labels, open_judge(args.judge, labels))
+    judge = open_judge(args.judge, labels, hide_emotion_words=args.hide_emotion_words)
+    rewards = make_rewards(args.rewards, labels, judge)
     inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
     if args.adapter:
         inputs_of_run.append(f"{check_adapter(args.adapter)}/adapter_model.safetensors")
