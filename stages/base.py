@@ -2,12 +2,16 @@
 
     python stages/base.py --data runs/demo/clips --out runs/demo/base
 
-Writes a model folder in the layout of the real repository and two sets of targets for `stages/sft.py` with `lora_r: 0`:
-`perceive.jsonl` (name the emotion of the face, of the voice, of the clip) and `describe.jsonl` (describe
-one modality; answer directly; put given text into the tags). A real MLLM knows all this; without it there is no effect
-to study, because the answer can only copy the text. And a real MLLM learned to describe from captions that often tell
-another emotion's signs, while its answers are right: the captions here err as often (`CAPTION_ERRORS`), so the model
-sees more than it says. With your own Qwen2.5-Omni, skip this stage.
+Writes a model folder in the layout of the real repository, two sets of targets for `stages/sft.py` with `lora_r: 0`,
+and reasoning to start from. `perceive.jsonl`: name the emotion of the face, of the voice, of the clip.
+`describe.jsonl`: describe one modality; answer directly; put given text into the tags. A real MLLM knows all this;
+without it there is no effect to study, because the answer can only copy the text.
+
+`reasoning.jsonl` holds the same descriptions, for the targets of the train clips. They are captions, and err as
+captions do: of some emotions they tell another one's signs every second time (`CAPTION_ERRORS`), while the answer is
+always right. So model and targets see more than they say. All captions are worded alike, so that a million weights can
+learn in minutes which signs to name; the truth is in the benchmark's own `reasoning.jsonl`. With your own Qwen2.5-Omni,
+skip this stage.
 """
 
 import argparse
@@ -22,18 +26,10 @@ from migr.reasoning import render
 from migr.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
 from migr.sources import planted, wording
 
-# How often a caption of the pretraining tells the signs of the emotion that it is most easily mistaken for. Ours; the
-# pairs are the usual ones of people's judgements of faces. SFT's targets and all test texts are free of such errors.
-CAPTION_ERRORS = 0.2
-MISTAKEN = {
-    "happy": "surprise",
-    "sad": "neutral",
-    "neutral": "sad",
-    "angry": "disgust",
-    "surprise": "fear",
-    "disgust": "angry",
-    "fear": "surprise",
-}
+# Emotions whose captions tell, this often, the signs of the one that they are most easily mistaken for. Ours; the
+# pairs are the usual ones of people's judgements. No text that judges are fitted on or measured by errs so.
+CAPTION_ERRORS = 0.5
+MISTAKEN = {"sad": "neutral", "angry": "disgust", "fear": "surprise"}
 
 
 def arguments() -> argparse.Namespace:
@@ -56,22 +52,31 @@ def texts() -> list[str]:
     return [*prompts, *targets, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
 
 
-def caption(row: Row, clip: Row, modality: str, rng: random.Random) -> str:
-    """What the pretraining says that a modality shows: right, or with the signs of another emotion."""
-    if rng.random() >= CAPTION_ERRORS:
-        return row["segments"][modality]
-    shown, dominant = clip["planted"]["shown"][modality], clip["planted"]["dominant"]
-    return wording.describe(modality, MISTAKEN[shown], modality == dominant, "train", rng)
+def caption(clip: Row, modality: str, rng: random.Random) -> str:
+    """What a captioner says that a modality shows, always in the same words; of some emotions often another's signs."""
+    shown, clear = clip["planted"]["shown"][modality], modality == clip["planted"]["dominant"]
+    if shown in MISTAKEN and rng.random() < CAPTION_ERRORS:
+        shown = MISTAKEN[shown]
+    frame = (wording.CLEAR if clear else wording.HEDGED)[modality]
+    return frame[0][0].format(*(phrases[0][0] for phrases in wording.CUES[modality][shown]))
 
 
-def format_task(reasoning: list[Row], rng: random.Random) -> Row:
+def captioned(row: Row, clip: Row, seed: int) -> Row:
+    """The reasoning of a clip as it comes from captions."""
+    rng = random.Random(f"caption {seed} {clip['clip_id']}")
+    segments = {modality: caption(clip, modality, rng) for modality in row["segments"]}
+    conclusion = wording.CONCLUSION[clip["planted"]["dominant"]][0][0]
+    return {"clip_id": clip["clip_id"], "segments": segments, "conclusion": conclusion, "by": "captions"}
+
+
+def format_task(captions: list[Row], rng: random.Random) -> Row:
     """Put given pieces into the tags, in the given order: what any language model can do.
 
     The pieces come from different clips, so that nothing about reasoning and answers is learned from them.
     """
     order = rng.sample(["video", "audio"], 2)
-    pieces = {modality: rng.choice(reasoning)["segments"][modality] for modality in order}
-    conclusion, answer = rng.choice(reasoning)["conclusion"], rng.choice(DFEW)
+    pieces = {modality: rng.choice(captions)["segments"][modality] for modality in order}
+    conclusion, answer = rng.choice(captions)["conclusion"], rng.choice(DFEW)
     prompt = FORMAT.format(pieces=" ".join(pieces.values()), conclusion=conclusion, answer=answer)
     return {"prompt": prompt, "target": render(pieces, conclusion, answer, order)}
 
@@ -80,28 +85,21 @@ def main() -> None:
     """Build the model, write what it is to learn."""
     # Config
     args = arguments()
-    key = digest(
-        {
-            "seed": args.seed,
-            "data": read_json(args.data / "data.json")["digest"],
-            "texts": digest(texts()),
-            "captions": [CAPTION_ERRORS, MISTAKEN],
-        }
-    )
-    done = args.out / "base.json"
-    if done.exists() and read_json(done)["digest"] == key:
-        print(f"base: {args.out} holds this model already")
-        return
-
     # Data
     clips = {row["clip_id"]: row for row in read_jsonl(args.data / "clips.jsonl", ["clip_id", "label", "split"])}
     reasoning = [row for row in read_jsonl(args.data / "reasoning.jsonl") if clips[row["clip_id"]]["split"] == "train"]
+
+    captions = [captioned(row, clips[row["clip_id"]], args.seed) for row in reasoning]
+    done, key = args.out / "base.json", digest({"seed": args.seed, "texts": texts(), "captions": captions})
+    if done.exists() and read_json(done)["digest"] == key:
+        print(f"base: {args.out} holds this model already")
+        return
 
     # Run
     build_tiny(args.out, texts(), seed=args.seed)
     perceive: list[Row] = []
     describe: list[Row] = []
-    for i, row in enumerate(reasoning):
+    for i, row in enumerate(captions):
         clip = clips[row["clip_id"]]
         both, clear, label = ["video", "audio"], clip["planted"]["dominant"], clip["label"]
         common = {"clip_id": row["clip_id"], "order": [], "label": label}
@@ -110,19 +108,19 @@ def main() -> None:
         direct = {**common, "prompt": ANSWER_DIRECTLY, "target": answer, "modalities": both}
         perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": shown})
         perceive.append(direct)
-        for modality in row["segments"]:
-            rng = random.Random(f"caption {args.seed} {i} {modality}")
-            text = caption(row, clip, modality, rng)
+        for modality, text in row["segments"].items():
+            rng = random.Random(f"shown {args.seed} {i} {modality}")
             seen = both if rng.random() < 0.5 else [modality]  # with the other modality beside it, and alone
             describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": seen})
         describe.append(direct)
         if i % 2:
-            task = format_task(reasoning, random.Random(f"format {args.seed} {i}"))
+            task = format_task(captions, random.Random(f"format {args.seed} {i}"))
             describe.append({**common, **task, "modalities": []})
 
     # Save
     write_jsonl(args.out / "perceive.jsonl", perceive)
     write_jsonl(args.out / "describe.jsonl", describe)
+    write_jsonl(args.out / "reasoning.jsonl", captions)
     write_json(done, {"digest": key, "seed": args.seed})
     print(f"base: untrained model, {len(perceive)} targets to perceive and {len(describe)} to describe -> {args.out}")
 

@@ -103,7 +103,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         **media,
     )
     for order in orders:
-        files = {"clips": manifest, "reasoning": data / "reasoning.jsonl", "importance": importance}
+        files = {"clips": manifest, "reasoning": base / "reasoning.jsonl", "importance": importance}
         path = run / "targets" / f"{order}.jsonl"
         add(f"targets/{order}", path, "stages/targets.py", **files, order=order, out=path)
     for order in orders:
