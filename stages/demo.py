@@ -47,7 +47,7 @@ SMALL = {
     "data": ["--train", "56", "--val", "14", "--test", "14"],
     "train": ["--max_steps", "2", "--num_train_epochs", "1"],
 }
-SEEDS = (3, 4, 5)  # the benchmark seeds that are reported; recipes were fixed on others
+SEEDS = (6, 7, 8)  # the benchmark seeds that are reported; recipes were fixed on others
 PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
 
 
