@@ -55,6 +55,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="which clips are made noisy")
     parser.add_argument("--limit", type=int, default=280, help="how many of them (a multiple of 14 is balanced)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fits; figures are means")
+    parser.add_argument(
+        "--adversarial_weight",
+        type=float,
+        default=0.0,
+        help="of virtual adversarial training, in all fits (default 0)",
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
     return parser.parse_args()
 
@@ -154,7 +160,8 @@ def main() -> None:
         found: dict[str, list[Row]] = {case: [] for case in cases}
         for seed in args.seeds:
             options: dict[str, Any] = dict(shape)
-            net = fit.fit(table.take(train), target, len(known.labels), fit.FitConfig(seed=seed), **options)
+            config = fit.FitConfig(seed=seed, adversarial_weight=args.adversarial_weight)
+            net = fit.fit(table.take(train), target, len(known.labels), config, **options)
             for case, (part, index) in cases.items():
                 here = figures(fit.score(net, part, label[index]), label[index], truth[index])
                 found[case].append({key: here[key] for key in ("label", "dominant")})
@@ -170,6 +177,7 @@ def main() -> None:
 
     # Save
     about = {"seeds": args.seeds, "clips": size, "split": args.split, "benchmark_seed": data["seed"], "levels": LEVELS}
+    about["adversarial_weight"] = args.adversarial_weight
     write_json(args.out / "robustness.json", {"config": about, "results": results})
     with atomic(args.out / "robustness.md") as file:
         for key, title in (("label", "Label accuracy"), ("dominant", "Dominant-modality accuracy")):
