@@ -12,6 +12,7 @@ from migr.emotions import DFEW, label_set
 from migr.media import MediaSettings, probe, read_media
 from migr.records import read_jsonl
 from migr.sources import planted, wording
+from stages.base import MISTAKEN, captioned
 
 BANK = {"train": 0, "val": 1, "test": 1}
 
@@ -103,6 +104,22 @@ def test_the_reasoning_says_what_each_modality_shows_and_which_one_decides(split
         assert row["conclusion"] in wording.CONCLUSION[truth["dominant"]][BANK[split]]
         spoken = " ".join([*row["segments"].values(), row["conclusion"]])
         assert not set(DFEW) & set(spoken.replace(".", "").replace(",", "").split()), "it names no emotion outright"
+
+
+def test_captions_err_every_second_time_on_three_emotions_and_never_on_the_others():
+    told = Counter()
+    for row in specs("train", 1400):
+        said = captioned(row, row, seed=0)
+        assert (
+            said["clip_id"] == row["clip_id"]
+            and said["conclusion"] in wording.CONCLUSION[row["planted"]["dominant"]][0]
+        )
+        for modality, text in said["segments"].items():
+            (emotion,) = shown_by(modality, text, 0)
+            shown = row["planted"]["shown"][modality]
+            assert emotion in (shown, MISTAKEN.get(shown))
+            told[shown in MISTAKEN, emotion == shown] += 1
+    assert told[False, False] == 0 and abs(told[True, False] / (told[True, False] + told[True, True]) - 0.5) < 0.05
 
 
 def test_a_rendered_clip_reads_back_alike_with_both_backends(planted_run):
