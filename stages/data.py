@@ -16,7 +16,6 @@ an interrupted run goes on, a later one examines only what has changed. Formats 
 """
 
 import argparse
-import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from migr.container import BACKENDS
 from migr.emotions import DFEW, label_set
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.machine import cores
 from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.sources import dfew, mafw, planted, table, wording
 from migr.sources.checking import examine_listed, frames_root
@@ -49,7 +49,6 @@ def arguments() -> argparse.Namespace:
     """
     parser = Parser(__doc__)
     add = parser.add_argument
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--source", choices=list(OWN), default="planted", help="where clips come from")
     add("--out", type=Path, required=True, help="folder for clips.jsonl and, if made here, the clips")
     add("--root", type=Path, help="folder of the data set; for a table, of its paths (default: the table's own)")
@@ -63,7 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--max_seconds", type=float, default=30.0, help="a longer clip is excluded; as in training (default 30)")
     add("--backend", choices=BACKENDS, default="decord", help="the video reader that training uses")
     add("--cache_dir", type=Path, help="where probes.jsonl is kept, so that folds can share it (default --out)")
-    add("--workers", type=int, default=cores, help=f"clips examined at a time (default {cores}, the cores)")
+    add("--workers", type=int, default=cores(), help=f"clips examined at a time (default {cores()}, the cores)")
     add("--timeout", type=float, default=60.0, help="seconds that examining a clip may take (default 60)")
     add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
     for split, count in list(OWN["planted"].items())[1:]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.machine import cores
 from migr.records import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,14 +141,13 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
         InputError: A step failed; its last lines are shown, the whole log is named.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting = list(todo)
     running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
-    threads = str(max(1, min(4, cores // len(todo))))  # more do not help a tiny model
+    threads = str(max(1, min(4, cores() // len(todo))))  # more do not help a tiny model
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     shown = ""
     while waiting or running:
-        while waiting and len(running) < cores:
+        while waiting and len(running) < cores():
             step = waiting.pop(0)
             log = logs / f"{step.name.replace('/', '-')}.log"
             with log.open("wb") as file:
