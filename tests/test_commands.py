@@ -208,7 +208,7 @@ def test_grpo_names_what_is_wrong_with_its_arguments(complaint, grpo, changes, m
     ("name", "values", "message"),
     [
         ("data", {"out": "x", "train": 3}, "--train needs at least 14 clips"),
-        ("base", {"data": "nowhere", "out": "x"}, "nowhere/data.json: no such file"),
+        ("base", {"data": "nowhere", "out": "x"}, "nowhere/clips.jsonl: no such file"),
         ("judge", {"fit": "nothing.jsonl", "check": "y", "out": "z"}, "nothing.jsonl: no such file"),
         ("export", {"model": "nowhere", "out": "x"}, "nowhere"),
     ],
