@@ -3,6 +3,8 @@
 .PHONY: help demo experiment test test-slow check clean
 VENV := .venv
 PY := $(VENV)/bin/python
+# Where this is set, nothing imported is kept compiled, and each of the many processes compiles it all again (20 s).
+unexport PYTHONDONTWRITEBYTECODE
 # The GPU and the CPU set differ in the vLLM wheel alone.
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
