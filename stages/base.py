@@ -61,10 +61,10 @@ def caption(clip: Row, modality: str, rng: random.Random) -> str:
     return frame[0][0].format(*(phrases[0][0] for phrases in wording.CUES[modality][shown]))
 
 
-def captioned(row: Row, clip: Row, seed: int) -> Row:
+def captioned(clip: Row, seed: int) -> Row:
     """The reasoning of a clip as it comes from captions."""
     rng = random.Random(f"caption {seed} {clip['clip_id']}")
-    segments = {modality: caption(clip, modality, rng) for modality in row["segments"]}
+    segments = {modality: caption(clip, modality, rng) for modality in ("video", "audio")}
     conclusion = wording.CONCLUSION[clip["planted"]["dominant"]][0][0]
     return {"clip_id": clip["clip_id"], "segments": segments, "conclusion": conclusion, "by": "captions"}
 
@@ -86,10 +86,9 @@ def main() -> None:
     # Config
     args = arguments()
     # Data
-    clips = {row["clip_id"]: row for row in read_jsonl(args.data / "clips.jsonl", ["clip_id", "label", "split"])}
-    reasoning = [row for row in read_jsonl(args.data / "reasoning.jsonl") if clips[row["clip_id"]]["split"] == "train"]
-
-    captions = [captioned(row, clips[row["clip_id"]], args.seed) for row in reasoning]
+    rows = read_jsonl(args.data / "clips.jsonl", ["clip_id", "label", "split", "planted"])
+    clips = [row for row in rows if row["split"] == "train"]
+    captions = [captioned(clip, args.seed) for clip in clips]
     done, key = args.out / "base.json", digest({"seed": args.seed, "texts": texts(), "captions": captions})
     if done.exists() and read_json(done)["digest"] == key:
         print(f"base: {args.out} holds this model already")
@@ -99,8 +98,7 @@ def main() -> None:
     build_tiny(args.out, texts(), seed=args.seed)
     perceive: list[Row] = []
     describe: list[Row] = []
-    for i, row in enumerate(captions):
-        clip = clips[row["clip_id"]]
+    for i, (clip, row) in enumerate(zip(clips, captions, strict=True)):
         both, clear, label = ["video", "audio"], clip["planted"]["dominant"], clip["label"]
         common = {"clip_id": row["clip_id"], "order": [], "label": label}
         shown = [clear] if i % 2 else both  # alone, and beside the other

@@ -162,8 +162,7 @@ def labelled_texts(seed: int, split: str, count: int) -> list[Row]:
         blended, clear, segments = index // 14 % 2 == 1, row["planted"]["dominant"], row["segments"]
         if blended:
             other = rng.choice([label for label in DFEW if label != row["label"]])
-            bank = "train" if split == "train" else "test"
-            segments = {**segments, clear: wording.blend(clear, row["label"], other, bank, rng)}
+            segments = {**segments, clear: wording.blend(clear, row["label"], other, planted.bank_of(split), rng)}
         parts = rng.sample(list(segments.values()), len(segments))
         kind = "blended" if blended else "gold"
         texts.append({"text": " ".join([*parts, row["conclusion"]]), "emotion": row["label"], "kind": kind})

@@ -8,7 +8,7 @@ import numpy as np
 from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.judge.base import LONGEST, Judgement
-from migr.judge.lexicon import HEDGES, SENTENCE_END, WORD
+from migr.judge.lexicon import sentences
 from migr.records import digest, read_json, write_json
 
 
@@ -52,9 +52,9 @@ FEATURES = 2  # of `_ngrams`; a judge of another version would read other featur
 def _ngrams(text: str) -> list[str]:
     """Character n-grams within words (3 to 5 characters); those of hedging sentences are marked."""
     found: list[str] = []
-    for sentence in SENTENCE_END.split(text):
-        mark = "" if HEDGES.isdisjoint(WORD.findall(sentence.casefold())) else "?"
-        for word in sentence.casefold().split():
+    for sentence, _, hedges in sentences(text):
+        mark = "?" if hedges else ""
+        for word in sentence.split():
             padded = f" {word} "
             found += (mark + padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1)))
     return found

@@ -1,7 +1,7 @@
 """The lexicon: counts cue words. The rewards' judge."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from migr.emotions import LabelSet
 from migr.judge.base import LONGEST, Judgement
@@ -32,7 +32,14 @@ CUE_WORDS = {
 HEDGES = frozenset({"perhaps", "maybe", "possibly", "might", "may", "unclear", "faint", "faintly", "barely", "seems"})
 NEGATIONS = frozenset({"no", "not", "without", "never", "nor", "isn't", "doesn't", "hardly"})
 NAMED = 3.0  # a word that names an emotion outright weighs as much as three cues
-WORD, SENTENCE_END = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
+_WORD, _SENTENCE_END = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
+
+
+def sentences(text: str) -> Iterator[tuple[str, list[str], bool]]:
+    """Each sentence in lower case, its words, and whether it hedges."""
+    for sentence in _SENTENCE_END.split(text.casefold()):
+        words = _WORD.findall(sentence)
+        yield sentence, words, not HEDGES.isdisjoint(words)
 
 
 class LexiconJudge:
@@ -58,9 +65,8 @@ class LexiconJudge:
     def _count(self, text: str) -> dict[str, float]:
         plain: set[str] = set()
         hedged: set[str] = set()
-        for sentence in SENTENCE_END.split(text[:LONGEST].casefold()):
-            words = WORD.findall(sentence)
-            found = plain if HEDGES.isdisjoint(words) else hedged
+        for _, words, hedges in sentences(text[:LONGEST]):
+            found = hedged if hedges else plain
             for i, word in enumerate(words):
                 if word in self.weights and NEGATIONS.isdisjoint(words[max(0, i - 3) : i]):
                     found.add(word)

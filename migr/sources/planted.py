@@ -67,6 +67,11 @@ def _identity(split: str, rng: random.Random) -> dict[str, Any]:
             "y": rng.uniform(-3, 3), "scale": rng.uniform(1.02, 1.14)}  # fmt: skip
 
 
+def bank_of(split: str) -> str:
+    """The wording of a split's descriptions: one of `wording.BANKS`."""
+    return "train" if split == "train" else "test"
+
+
 def spec(seed: int, split: str, index: int) -> Row:
     """Everything about one clip except its pixels and samples. Labels and dominant modalities are balanced."""
     rng = random.Random(f"planted {seed} {split} {index}")
@@ -74,7 +79,7 @@ def spec(seed: int, split: str, index: int) -> Row:
     other = "audio" if dominant == "video" else "video"
     shown = {dominant: label, other: rng.choice([x for x in DFEW if x != label]) if rng.random() < CONFLICT else label}
     quality = {dominant: rng.uniform(0.85, 1.0), other: rng.uniform(0.1, 0.4)}
-    bank = "train" if split == "train" else "test"
+    bank = bank_of(split)
     segments = {m: describe(m, shown[m], m == dominant, bank, rng) for m in ("video", "audio")}
     return {
         "clip_id": f"{split}-{index:05d}",
