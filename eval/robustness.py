@@ -5,7 +5,8 @@ r"""Robustness of the fusion networks on the planted benchmark: growing noise in
 
 Fits each way of fusing on the run's train clips as they are, then draws test clips again, from the same numbers, with
 one modality's quality multiplied by 1 - level (more blur, noise and muffling in the mp4 itself), and scores them
-through the model's towers. Writes `robustness.json`, `robustness.md` (the tables) and `robustness.png`. The planted
+through the model's towers. With --noisy_training the train clips, too, are drawn again: each with a random level, in
+one modality. Writes `robustness.json`, `robustness.md` (the tables) and `robustness.png`. The planted
 dominant modality is the clearer of those that show the label, so noise can change it.
 
 concatenation, equal weights, each gate alone, both gates, experts: fitted alike, only the fusion differs. oracle: the
@@ -13,6 +14,7 @@ unimodal head of the planted dominant modality, which no method is told.
 """
 
 import argparse
+import random
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,15 @@ def arguments() -> argparse.Namespace:
         default=0.0,
         help="of virtual adversarial training, in all fits (default 0)",
     )
+    parser.add_argument("--noisy_training", action="store_true", help="fit on train clips with noise of random levels")
     parser.add_argument("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
     return parser.parse_args()
+
+
+def random_levels(seed: int, size: int) -> list[Row]:
+    """The train clips, each with a level drawn evenly from 0 to 1 in one modality."""
+    rng = random.Random(f"noisy training {seed}")
+    return [noisy(seed, "train", i, rng.choice(MODALITIES), round(rng.random(), 3)) for i in range(size)]
 
 
 def figures(scores: fit.Scores, label: torch.Tensor, truth: torch.Tensor) -> Row:
@@ -137,17 +146,21 @@ def main() -> None:
     data, model, known = read_json(args.run / "clips" / "data.json"), args.run / "describe" / "model", label_set("dfew")
 
     # Data
-    clips = read_clips(args.run / "clips" / "clips.jsonl", known)
-    inputs = OmniInputs(load_processor(model), settings, args.run / "cache")
-    table = tower_features(clips, inputs, model, args.run / "cache", args.batch_size)
+    manifest, cache = args.run / "clips" / "clips.jsonl", args.run / "cache"
+    if args.noisy_training:
+        cache = args.out / "train" / "cache"
+        manifest = make(args.out / "train", random_levels(data["seed"], data["train"]))
+    clips, processor = read_clips(manifest, known), load_processor(model)
     train = torch.tensor([i for i, clip in enumerate(clips) if clip.split == "train"])
     target = torch.tensor([known.labels.index(clips[i].label or "") for i in train.tolist()])
+    inputs = OmniInputs(processor, settings, cache, memory=0)
+    table = tower_features(clips, inputs, model, cache, args.batch_size).take(train)
     size = min(args.limit, data[args.split])
     # level 0 is drawn once: it is the same clip for both
     names = [("video", 0.0), *((m, level) for m in MODALITIES for level in LEVELS[1:])]
     rows = [noisy(data["seed"], args.split, i, m, level) for m, level in names for i in range(size)]
     noised_clips = read_clips(make(args.out, rows), known)
-    own = OmniInputs(inputs.processor, settings, args.out / "cache", memory=0)
+    own = OmniInputs(processor, settings, args.out / "cache", memory=0)
     noised = tower_features(noised_clips, own, model, args.out / "cache", args.batch_size)
     label = torch.tensor([known.labels.index(clip.label or "") for clip in noised_clips])
     truth = truth_of(noised_clips, MODALITIES)
@@ -161,7 +174,7 @@ def main() -> None:
         for seed in args.seeds:
             options: dict[str, Any] = dict(shape)
             config = fit.FitConfig(seed=seed, adversarial_weight=args.adversarial_weight)
-            net = fit.fit(table.take(train), target, len(known.labels), config, **options)
+            net = fit.fit(table, target, len(known.labels), config, **options)
             for case, (part, index) in cases.items():
                 here = figures(fit.score(net, part, label[index]), label[index], truth[index])
                 found[case].append({key: here[key] for key in ("label", "dominant")})
@@ -177,7 +190,7 @@ def main() -> None:
 
     # Save
     about = {"seeds": args.seeds, "clips": size, "split": args.split, "benchmark_seed": data["seed"], "levels": LEVELS}
-    about["adversarial_weight"] = args.adversarial_weight
+    about |= {"adversarial_weight": args.adversarial_weight, "noisy_training": args.noisy_training}
     write_json(args.out / "robustness.json", {"config": about, "results": results})
     with atomic(args.out / "robustness.md") as file:
         for key, title in (("label", "Label accuracy"), ("dominant", "Dominant-modality accuracy")):

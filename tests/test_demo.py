@@ -61,6 +61,20 @@ def test_vllm_made_the_predictions(run):
     assert settings["engine"].startswith("vllm")
 
 
+def test_robustness_of_every_fusion(run, tmp_path):
+    command = [sys.executable, str(ROOT / "eval/robustness.py"), "--run", str(run[0]), "--out", str(tmp_path / "out")]
+    command += ["--limit", "14", "--seeds", "0", "--noisy_training"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "robustness.json").read_text())
+    assert found["config"]["clips"] == 14 and found["config"]["noisy_training"]
+    assert {"concatenation", "dual gate", "experts", "oracle"} < set(found["results"])
+    for cases in found["results"].values():
+        assert len(cases) == 11 and cases["video missing"]["dominant"] is None
+        assert all(0 <= row["label"] <= 1 for row in cases.values() if row["label"] is not None)
+    assert (tmp_path / "out" / "robustness.png").stat().st_size > 10_000
+
+
 def test_several_processes_do_not_make_the_same_files(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="--num_processes 1"):
