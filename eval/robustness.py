@@ -9,8 +9,10 @@ through the model's towers. With --noisy_training the train clips, too, are draw
 one modality. Writes `robustness.json`, `robustness.md` (the tables) and `robustness.png`. The planted
 dominant modality is the clearer of those that show the label, so noise can change it.
 
-concatenation, equal weights, each gate alone, both gates, experts: fitted alike, only the fusion differs. oracle: the
-unimodal head of the planted dominant modality, which no method is told.
+concatenation, equal weights, each gate alone, both gates, experts: fitted alike, only the fusion differs. plain
+concatenation: as baselines are usually fitted, by the fused loss alone and with no modality ever left out; its
+unimodal heads learn nothing, so it is not asked for the dominant modality. oracle: the unimodal head of the planted
+dominant modality, which no method is told.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from migr.records import Row, atomic, read_json, write_environment, write_json
 from migr.sources.planted_variants import make, noisy
 
 METHODS: dict[str, dict[str, str]] = {
+    "plain concatenation": {"fusion": "concatenation"},
     "concatenation": {"fusion": "concatenation"},
     "equal weights": {"gates": "equal"},
     "entropy gate": {"gates": "entropy"},
@@ -44,9 +47,10 @@ METHODS: dict[str, dict[str, str]] = {
     "dual gate": {},
     "experts": {"fusion": "experts"},
 }
+PLAIN: dict[str, Any] = {"unimodal_weight": 0.0, "modality_dropout": 0.0}
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODALITIES = ("video", "audio")
-STYLES = dict(zip((*METHODS, "oracle"), ("s:", "v:", "^--", "D--", "o-", "P-", "x-"), strict=True))
+STYLES = dict(zip((*METHODS, "oracle"), ("*:", "s:", "v:", "^--", "D--", "o-", "P-", "x-"), strict=True))
 
 
 def arguments() -> argparse.Namespace:
@@ -123,14 +127,14 @@ def plot(path: Path, results: dict[str, dict[str, Row]]) -> None:
             for k, (method, found) in enumerate(results.items()):
                 values = [found[f"{modality} {level:g}" if level else "video 0"][key] for level in LEVELS]
                 if None not in values:
-                    colour = "black" if method == "oracle" else (*COLOURS, "#56B4E9", "#E69F00")[k]
+                    colour = "black" if method == "oracle" else ("#888888", *COLOURS, "#56B4E9", "#E69F00")[k]
                     axis.plot(LEVELS, values, STYLES[method], color=colour, label=method, markersize=5)
             axis.set(title=f"{title}, noise in {modality}")
             axis.grid(alpha=0.3)
             if row:
                 axis.set_xlabel("noise level")
     handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -173,7 +177,8 @@ def main() -> None:
         found: dict[str, list[Row]] = {case: [] for case in cases}
         for seed in args.seeds:
             options: dict[str, Any] = dict(shape)
-            config = fit.FitConfig(seed=seed, adversarial_weight=args.adversarial_weight)
+            how = PLAIN if method.startswith("plain") else {}
+            config = fit.FitConfig(seed=seed, adversarial_weight=args.adversarial_weight, **how)
             net = fit.fit(table, target, len(known.labels), config, **options)
             for case, (part, index) in cases.items():
                 here = figures(fit.score(net, part, label[index]), label[index], truth[index])
@@ -183,10 +188,10 @@ def main() -> None:
         results[method] = {case: mean_of(rows) for case, rows in found.items()}
     empty = {"label": None, "dominant": None}  # it would read the modality that is not there
     results["oracle"] = {case: mean_of(rows) if rows else empty for case, rows in oracle.items()}
-    for found_cases in results.values():
+    for method, found_cases in results.items():
         for case in found_cases:
-            if "missing" in case:
-                found_cases[case]["dominant"] = None  # one modality left: nothing to choose
+            if "missing" in case or method.startswith("plain"):
+                found_cases[case]["dominant"] = None  # one modality left, or heads that have learned nothing
 
     # Save
     about = {"seeds": args.seeds, "clips": size, "split": args.split, "benchmark_seed": data["seed"], "levels": LEVELS}
