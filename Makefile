@@ -22,10 +22,10 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a table and a page
 	@$(PY) stages/demo.py
 
-experiment: $(VENV)/ready ## four variants on three seeds, written to docs/results.md (about two hours on 2 cores)
+experiment: $(VENV)/ready ## four variants on three seeds, written to docs/results.md (over an hour on 2 cores)
 	@$(PY) stages/demo.py --experiment
 
-test: $(VENV)/ready       ## the tests (about ten minutes on 2 cores)
+test: $(VENV)/ready       ## the tests (13 minutes on 2 cores)
 	@$(PY) -m pytest -q -m "not slow"
 
 test-slow: $(VENV)/ready  ## the tests that take minutes each
