@@ -5,22 +5,20 @@
     python stages/demo.py --experiment             four variants, three seeds        -> runs/experiment, docs/results.md
 
 Every step is one of the commands of the README, with its own file or folder as output; a step whose output is there is
-passed over, so a rerun is quick and an interrupted run goes on. `make` brings a run up to one step: `sft.py`, `grpo.py`
-and `consistency.py` call it when they are started without arguments.
+passed over, so a rerun is quick and an interrupted run goes on; if it was made with other settings, that is an error.
+`make` brings a run up to one step: `sft.py`, `grpo.py` and `consistency.py` call it when they are started without
+arguments.
 """
 
 import os
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.machine import cores
 from migr.records import read_json, write_json
+from stages.runner import Step, check_settings, run_together, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "demo"
@@ -50,16 +48,6 @@ SMALL = {
 }
 SEEDS = (6, 7, 8)  # the benchmark seeds that are reported; recipes were fixed on others
 PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the job and the file that shows it is done."""
-
-    stage: str
-    name: str
-    command: list[str]
-    output: Path
 
 
 def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) -> list[Step]:
@@ -134,55 +122,6 @@ def _media() -> dict[str, object]:
     return {key: config[key] for key in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")}
 
 
-def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) -> None:
-    """Run the steps of one stage side by side, one thread each, and show how far they are.
-
-    Raises:
-        InputError: A step failed; its last lines are shown, the whole log is named.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    waiting = list(todo)
-    running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
-    threads = str(max(1, min(4, cores() // len(todo))))  # more do not help a tiny model
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    shown = ""
-    while waiting or running:
-        while waiting and len(running) < cores():
-            step = waiting.pop(0)
-            log = logs / f"{step.name.replace('/', '-')}.log"
-            with log.open("wb") as file:
-                process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-            running[step.name] = (step, process, log, time.monotonic())
-        time.sleep(0.5)
-        for name, (step, process, log, start) in list(running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del running[name]
-            seconds[name] = round(time.monotonic() - start, 1)
-            lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-            if code or not step.output.exists():
-                for _, other, _, _ in running.values():
-                    other.terminate()
-                print("\n" + "\n".join(lines[-15:]), file=sys.stderr)
-                raise InputError(f"step {name} failed (status {code}); the whole log: {log}")
-            said = next((line for line in reversed(lines) if re.match(r"[a-z]+: ", line)), "")  # "sft: loss 0.41 …"
-            print(f"\r{'':{len(shown)}}\r      {name}, {seconds[name]:.0f} s   {said}", flush=True)
-            shown = ""
-        status = "      " + "   ".join(f"{name} {_progress(log)}" for name, (_, _, log, _) in running.items())
-        if running and status != shown and sys.stdout.isatty():
-            print(f"\r{status:<{len(shown)}}", end="", flush=True)
-            shown = status
-
-
-def _progress(log: Path) -> str:
-    """The last `12/150` of a progress bar in the log's tail."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 600))
-        found = re.findall(r"(\d+/\d+) \[", file.read().decode("utf-8", errors="replace"))
-    return found[-1] if found else "…"
-
-
 def make(
     upto: str,
     run: Path | None = None,
@@ -200,19 +139,25 @@ def make(
         small: A few clips and two steps a stage.
 
     Raises:
-        InputError: A step failed, or several processes would make the same files.
+        InputError: A step failed, several processes would make the same files, or what is there was made with other
+            settings.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
     run = run or ROOT / "runs" / "demo"
     wanted = STAGES[: STAGES.index(upto) + 1]
     plan = [step for step in steps(run, seed, variants, small) if step.stage in wanted]
-    record = run / "seconds.json"
+    record, settings = run / "seconds.json", run / "settings.json"
     seconds: dict[str, float] = read_json(record) if record.exists() else {}
+    before: dict[str, str] = read_json(settings) if settings.exists() else {}
+    now = {step.name: settings_of(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
+    check_settings(plan, now, before)
     for number, stage in enumerate(wanted, 1):
         todo = [step for step in plan if step.stage == stage and not step.output.exists()]
         print(f"[{number}/{len(wanted)}] {stage}{'' if todo else ': there already'}", flush=True)
         if todo:
+            before |= {step.name: now[step.name] for step in todo}
+            write_json(settings, before)
             run_together(todo, run / "logs", seconds)
             write_json(record, seconds)
     return run

@@ -10,6 +10,7 @@ import pytest
 
 from migr.errors import InputError
 from stages.demo import make
+from stages.runner import Step, check_settings, settings_of
 
 ROOT = Path(__file__).parents[1]
 METRICS = {"n", "war", "uar", "cells", "inconsistent_among_correct", "inconsistent_among_all", "eea", "fcr", "epc"}
@@ -54,6 +55,34 @@ def test_a_rerun_reuses_what_is_there(run, tmp_path):
     again = demo(run[0], tmp_path)
     assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
     assert time.monotonic() - start < 60
+
+
+def test_other_settings_do_not_go_on_from_what_is_there(run):
+    command = [sys.executable, str(ROOT / "stages/demo.py"), "--small", "--run", str(run[0]), "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{run[0]}/clips/data.json: made with other settings" in done.stderr and "--run" in done.stderr
+
+
+def test_an_edited_recipe_is_other_settings_and_another_place_is_not(tmp_path):
+    recipe, made = tmp_path / "sft.yaml", tmp_path / "a" / "done.json"
+    recipe.write_text("seed: 1\n")
+    made.parent.mkdir()
+    made.touch()
+
+    def step(folder):
+        return Step("sft", "sft/a", ["python", "sft.py", "--config", str(recipe), "--out", str(folder)], made)
+
+    before = {"sft/a": settings_of(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
+    moved = {"sft/a": settings_of(step("/elsewhere"), {"RUN": Path("/elsewhere")})}
+    assert moved == before
+    recipe.write_text("seed: 2\n")
+    now = {"sft/a": settings_of(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
+    with pytest.raises(InputError, match="remove sft/a"):
+        check_settings([step(tmp_path / "a")], now, before)
+    check_settings([step(tmp_path / "a")], now, {})
+    made.unlink()
+    check_settings([step(tmp_path / "a")], now, before)
 
 
 def test_vllm_made_the_predictions(run):
