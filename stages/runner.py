@@ -47,9 +47,8 @@ def check_settings(plan: Sequence[Step], now: Mapping[str, str], before: Mapping
     other = [step for step in plan if step.output.exists() and before.get(step.name, now[step.name]) != now[step.name]]
     if other:
         raise InputError(
-            f"{other[0].output}: made with other settings than these (--seed, --small or configs/demo), as were "
-            f"{len(other) - 1} more steps: name another --run, or remove {', '.join(step.name for step in other)} and "
-            "all that comes after"
+            f"{other[0].output}: made with other settings than these (--seed, --small or configs/demo): name another "
+            f"--run, or remove {', '.join(step.name for step in other)} and all that comes after"
         )
 
 
