@@ -156,6 +156,9 @@ def same(out, whole):
 KILLS = """
 draw, inside, codes = random.Random(TOTAL), 0, []
 for kill in range(TOTAL):
+    if rows(out) == 22:  # nothing left to interrupt: ended, and begun anew
+        codes.append(end(start(out)))
+        out.rename(out.with_name(f"ended-{len(codes)}"))
     before, given = rows(out), out / "inflight.jsonl"
     pid = start(out)
     if kill % 4 == 3:  # at any moment of a run
@@ -172,9 +175,6 @@ for kill in range(TOTAL):
     os.kill(pid, signal.SIGKILL)
     end(pid)
     inside += 0 < rows(out) < 22
-    if rows(out) == 22:  # nothing left to interrupt: ended, and begun anew
-        codes.append(end(start(out)))
-        out.rename(out.with_name(f"ended-{len(codes)}"))
 result = [[*codes, end(start(out))], inside]
 """
 
@@ -182,7 +182,7 @@ result = [[*codes, end(start(out))], inside]
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bytes(drive, whole, tmp_path, kills):
     codes, inside = drive(tmp_path / "run", KILLS.replace("TOTAL", str(kills)))
-    assert not any(codes) and inside >= kills // 8, f"{inside} of {kills} kills came with predictions half written"
+    assert not any(codes) and inside >= kills // 4, f"{inside} of {kills} kills came with predictions half written"
     for out in (tmp_path / "run", *tmp_path.glob("ended-*")):
         same(out, whole)
     print(f"{inside} of {kills} kills came with predictions half written")
