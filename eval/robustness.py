@@ -47,10 +47,11 @@ METHODS: dict[str, dict[str, str]] = {
     "dual gate": {},
     "experts": {"fusion": "experts"},
 }
-PLAIN: dict[str, Any] = {"unimodal_weight": 0.0, "modality_dropout": 0.0}
+FITTED: dict[str, dict[str, Any]] = {"plain concatenation": {"unimodal_weight": 0.0, "modality_dropout": 0.0}}
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODALITIES = ("video", "audio")
 STYLES = dict(zip((*METHODS, "oracle"), ("*:", "s:", "v:", "^--", "D--", "o-", "P-", "x-"), strict=True))
+HUES = dict(zip(STYLES, ("#888888", *COLOURS, "#56B4E9", "#E69F00", "black"), strict=True))
 
 
 def arguments() -> argparse.Namespace:
@@ -124,11 +125,10 @@ def plot(path: Path, results: dict[str, dict[str, Row]]) -> None:
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for row, (key, title) in enumerate((("label", "label accuracy"), ("dominant", "dominant-modality accuracy"))):
         for axis, modality in zip(panels[row], MODALITIES, strict=True):
-            for k, (method, found) in enumerate(results.items()):
+            for method, found in results.items():
                 values = [found[f"{modality} {level:g}" if level else "video 0"][key] for level in LEVELS]
                 if None not in values:
-                    colour = "black" if method == "oracle" else ("#888888", *COLOURS, "#56B4E9", "#E69F00")[k]
-                    axis.plot(LEVELS, values, STYLES[method], color=colour, label=method, markersize=5)
+                    axis.plot(LEVELS, values, STYLES[method], color=HUES[method], label=method, markersize=5)
             axis.set(title=f"{title}, noise in {modality}")
             axis.grid(alpha=0.3)
             if row:
@@ -177,8 +177,8 @@ def main() -> None:
         found: dict[str, list[Row]] = {case: [] for case in cases}
         for seed in args.seeds:
             options: dict[str, Any] = dict(shape)
-            how = PLAIN if method.startswith("plain") else {}
-            config = fit.FitConfig(seed=seed, adversarial_weight=args.adversarial_weight, **how)
+            how = {"adversarial_weight": args.adversarial_weight, **FITTED.get(method, {})}
+            config = fit.FitConfig(seed=seed, **how)
             net = fit.fit(table, target, len(known.labels), config, **options)
             for case, (part, index) in cases.items():
                 here = figures(fit.score(net, part, label[index]), label[index], truth[index])
@@ -190,7 +190,7 @@ def main() -> None:
     results["oracle"] = {case: mean_of(rows) if rows else empty for case, rows in oracle.items()}
     for method, found_cases in results.items():
         for case in found_cases:
-            if "missing" in case or method.startswith("plain"):
+            if "missing" in case or method in FITTED:
                 found_cases[case]["dominant"] = None  # one modality left, or heads that have learned nothing
 
     # Save

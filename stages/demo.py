@@ -18,7 +18,7 @@ from pathlib import Path
 
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.records import read_json, write_json
-from stages.runner import Step, check_settings, run_together, settings_of
+from stages.runner import Step, check_settings, run_together, step_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "demo"
@@ -150,7 +150,7 @@ def make(
     record, settings = run / "seconds.json", run / "settings.json"
     seconds: dict[str, float] = read_json(record) if record.exists() else {}
     before: dict[str, str] = read_json(settings) if settings.exists() else {}
-    now = {step.name: settings_of(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
+    now = {step.name: step_digest(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
     check_settings(plan, now, before)
     for number, stage in enumerate(wanted, 1):
         todo = [step for step in plan if step.stage == stage and not step.output.exists()]

@@ -24,7 +24,7 @@ class Step:
     output: Path
 
 
-def settings_of(step: Step, places: Mapping[str, Path]) -> str:
+def step_digest(step: Step, places: Mapping[str, Path]) -> str:
     """A hash of a step's command and of the YAML that it names, wherever the folders in `places` lie."""
     said = step.command[1:]
     for name, folder in places.items():
@@ -38,7 +38,7 @@ def check_settings(plan: Sequence[Step], now: Mapping[str, str], before: Mapping
 
     Args:
         plan: The steps.
-        now: Step -> its `settings_of`.
+        now: Step -> its `step_digest`.
         before: The same when it was run; steps that are not in it are taken as they are.
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 
 from migr.errors import InputError
 from stages.demo import make
-from stages.runner import Step, check_settings, settings_of
+from stages.runner import Step, check_settings, step_digest
 
 ROOT = Path(__file__).parents[1]
 METRICS = {"n", "war", "uar", "cells", "inconsistent_among_correct", "inconsistent_among_all", "eea", "fcr", "epc"}
@@ -73,11 +73,11 @@ def test_an_edited_recipe_is_other_settings_and_another_place_is_not(tmp_path):
     def step(folder):
         return Step("sft", "sft/a", ["python", "sft.py", "--config", str(recipe), "--out", str(folder)], made)
 
-    before = {"sft/a": settings_of(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
-    moved = {"sft/a": settings_of(step("/elsewhere"), {"RUN": Path("/elsewhere")})}
+    before = {"sft/a": step_digest(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
+    moved = {"sft/a": step_digest(step("/elsewhere"), {"RUN": Path("/elsewhere")})}
     assert moved == before
     recipe.write_text("seed: 2\n")
-    now = {"sft/a": settings_of(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
+    now = {"sft/a": step_digest(step(tmp_path / "a"), {"RUN": tmp_path / "a"})}
     with pytest.raises(InputError, match="remove sft/a"):
         check_settings([step(tmp_path / "a")], now, before)
     check_settings([step(tmp_path / "a")], now, {})

@@ -104,7 +104,7 @@ def text(seed: int, split: str, index: int) -> Row:
     label, dominant = DFEW[index % 7], names[index // 7 % 3]
     shown = {m: label if m == dominant else _other(label, rng) for m in names}
     quality = {m: rng.uniform(0.85, 1.0) if m == dominant else rng.uniform(0.1, 0.4) for m in names}
-    said = transcript(shown["text"], quality["text"], "train" if split == "train" else "test", rng)
+    said = transcript(shown["text"], quality["text"], planted.bank_of(split), rng)
     truth = {"dominant": dominant, "shown": shown, "quality": quality}
     return _clip("text", seed, split, index, rng, label=label, planted=truth, transcript=said)
 
