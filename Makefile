@@ -20,10 +20,10 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a table and a page
-	@$(PY) stages/demo.py
+	@$(PY) stages/demo/demo.py
 
 experiment: $(VENV)/ready ## four variants on three seeds, written to docs/results.md (over an hour on 2 cores)
-	@$(PY) stages/demo.py --experiment
+	@$(PY) stages/demo/demo.py --experiment
 
 test: $(VENV)/ready       ## the tests (13 minutes on 2 cores)
 	@$(PY) -m pytest -q -m "not slow"

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import tally
-from eval.browser import run_of
-from eval.metrics import CELL_OF, MISSING, OUTCOMES, Ints, outcome_of, start_of
-from eval.paired import differences, mcnemar
+from eval.figures import tally
+from eval.figures.metrics import CELL_OF, MISSING, OUTCOMES, Ints, outcome_of, start_of
+from eval.figures.paired import differences, mcnemar
+from eval.page.browser import run_of
+from eval.page.tables import comparison, percent
 from eval.report import write_page
-from eval.tables import comparison, percent
-from migr.emotions import LabelSet, label_set
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.records import Row, iter_jsonl, read_json, write_json, write_jsonl
+from migr.files.records import Row, iter_jsonl, read_json, write_json, write_jsonl
+from migr.text.labels import LabelSet, label_set
 
 
 @dataclass

@@ -12,7 +12,7 @@ predictions.jsonl first, so that nothing is counted in two ways.
 A judge sees the reasoning alone, without tags and answer. It is one of
 
     lexicon              cue words (embedded)
-    DIR                  a judge fitted by stages/judge.py, or any Hugging Face text classifier (safetensors)
+    DIR                  a judge fitted by stages/demo/judge.py, or any Hugging Face text classifier (safetensors)
     llm:DIR              a Qwen-Omni model, through vLLM where it is installed; it can only reply with a label
     endpoint:URL#MODEL   a model behind an OpenAI-compatible URL; its key in MIGR_JUDGE_KEY (for api.openai.com alone
                          also OPENAI_API_KEY)
@@ -27,17 +27,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import predict, readers, tally
-from eval.browser import Run
-from eval.judges import SHIPPED, labelled_texts, reliability
-from eval.metrics import measure
-from eval.options import arguments, settings_of
+from eval.figures import tally
+from eval.figures.metrics import measure
+from eval.page.browser import Run
+from eval.page.tables import percent, print_table
 from eval.report import write_page
-from eval.tables import percent, print_table
-from migr.emotions import LabelSet, label_set
+from eval.run import predict
+from eval.run.options import arguments, settings_of
 from migr.errors import exit_on_input_error
+from migr.files.claim import claim
+from migr.files.fingerprint import file_digest
+from migr.files.records import Row, digest, iter_jsonl, write_environment, write_json
 from migr.judge import close, open_judge, prompt_of, usage_of
-from migr.records import Row, digest, iter_jsonl, write_environment, write_json
+from migr.judge.measure import SHIPPED, labelled_texts, reliability
+from migr.sources import predictions as readers
+from migr.text.labels import LabelSet, label_set
 
 
 def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
@@ -58,7 +62,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     # Config
     if not argv:
-        from stages import demo
+        from stages.demo import demo
 
         argv = demo.arguments_of("evaluation", demo.make("export", variants=["migr"]))
     args = arguments(argv, __doc__)
@@ -81,18 +85,18 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         config = {**predict.generation_config(args, labels), **judging}
         args.out.mkdir(parents=True, exist_ok=True)
         predictions = args.out / "predictions.jsonl"
-        predict.claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite)
+        claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite)
         if not predict.generate(clips, args, labels, predictions):
             return {}
         write_environment(args.out)
     else:
-        config = {"predictions": predict.file_digest(predictions), "labels": labels.labels, **judging}
+        config = {"predictions": file_digest(predictions), "labels": labels.labels, **judging}
         files = [args.out / "judgements.jsonl"] if judge is not None else []
         if readers.needs_conversion(predictions, args.format, args.truth):
             files.append(args.out / "predictions.jsonl")
-            config["truth"] = predict.file_digest(args.truth) if args.truth else None
+            config["truth"] = file_digest(args.truth) if args.truth else None
             reading = (predictions, args.out / "predictions.jsonl", labels, args.format, args.truth)
-            predict.claim(args.out, config, files, args.overwrite)
+            claim(args.out, config, files, args.overwrite)
             read = readers.convert(*reading)
             predictions = files[-1]
     table = tally.read_predictions(predictions, labels)
@@ -104,7 +108,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if judge is not None:
         judgements = args.out / "judgements.jsonl"
         if args.predictions is not None and not read:
-            predict.claim(args.out, config, [judgements], args.overwrite)
+            claim(args.out, config, [judgements], args.overwrite)
         predict.judge_all(predictions, judge, judgements, len(table))
         judge_facts = reliability(judge, texts, labels)
         judge_facts |= {"texts": args.judge_check or "shipped"} if texts else {}

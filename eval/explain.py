@@ -23,13 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from eval.predict import MEDIA
-from migr.clips import Clip
-from migr.emotions import LabelSet, label_set
+from eval.run.predict import MEDIA
+from migr.clips.manifest import Clip
+from migr.clips.media import Media, MediaSettings, probe
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.media import Media, MediaSettings, probe
-from migr.reasoning import Response, parse
-from migr.records import read_json
+from migr.files.records import read_json
+from migr.text.format import Response, parse
+from migr.text.labels import LabelSet, label_set
 
 COLOURS = {"video": "cyan", "audio": "yellow", "text": "green"}
 BAR = 40  # characters of a full bar
@@ -80,13 +80,13 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     settings: dict[str, Any] = {}
     if args.config is not None:
-        from eval import options
+        from eval.run import options
 
         given = ["--config", str(args.config), "--clips", "-", "--model", "-", "--judge", "lexicon", "--out", "-"]
         read = options.arguments(given, __doc__)
         settings = {name: getattr(read, name) for name in (*MEDIA, "labels", "max_new_tokens")}
     if args.model is None:
-        from stages import demo
+        from stages.demo import demo
 
         run = demo.make("export", variants=["migr"])
         args.model = run / "export" / "migr"
@@ -125,8 +125,9 @@ def explain(
         raise InputError(f"{path}: neither video nor sound in it")
     net = load_fusion(importance, labels) if importance is not None else None
 
-    from eval.tally import answer_of
-    from migr.engine import Request, TransformersEngine, open_engine
+    from eval.figures.tally import answer_of
+    from migr.engine import Request, open_engine
+    from migr.engine.transformers import TransformersEngine
     from migr.omni.prompt import question, render_prompt
 
     interleaved = media.audio_in_video
@@ -171,9 +172,9 @@ def weigh(
     """The clip's importance for the emotion that the model answered, else for the one that the network itself names."""
     import torch
 
-    from migr.importance.attribution import importance_of
     from migr.importance.features import pool
     from migr.importance.fit import predicted
+    from migr.importance.networks.attribution import importance_of
 
     whole = thinker.get_base_model() if hasattr(thinker, "get_base_model") else thinker
     found = pool(whole, inputs, [clip])[0]

@@ -21,14 +21,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval import predict
-from eval.evidence import CHANGES, Donors, answers, gains, measure, segment_truth
-from eval.tally import PREDICTION_KEYS
-from migr.clips import Clip, read_clips
-from migr.emotions import LabelSet, label_set
+from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
+from eval.figures.tally import PREDICTION_KEYS
+from eval.run import predict
+from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.growing import Growing, ids_in
-from migr.records import Row, read_jsonl, write_environment, write_json
+from migr.files.claim import claim
+from migr.files.fingerprint import file_digest, model_digest
+from migr.files.growing import Growing, ids_in
+from migr.files.records import Row, read_jsonl, write_environment, write_json
+from migr.planted.truth import segment_truth
+from migr.text.labels import LabelSet, label_set
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -87,7 +90,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         InputError: An unknown flag, or a value out of range.
     """
-    from migr.media import MediaSettings
+    from migr.clips.media import MediaSettings
 
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -139,15 +142,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise InputError(f"{args.predictions}: no predictions in it")
     clips = {row["clip_id"]: known[row["clip_id"]] for row in predictions}
     config = {
-        "model": predict.model_digest(args.model),
-        **{name: predict.file_digest(getattr(args, name)) for name in ("predictions", "clips")},
+        "model": model_digest(args.model),
+        **{name: file_digest(getattr(args, name)) for name in ("predictions", "clips")},
         "labels": list(labels.labels),
         "media": {name: getattr(args, name) for name in predict.MEDIA},
         "engine": [args.engine, args.dtype, args.seed],
     }
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out / "grounding.jsonl"
-    predict.claim(args.out, config, [out], args.overwrite)
+    claim(args.out, config, [out], args.overwrite)
 
     # Scores
     wanted = predictions[: args.limit]

@@ -2,7 +2,7 @@
 
     python eval/report.py RUN [RUN ...] --out report.html     (the page of finished evaluations, side by side)
 
-A RUN is a folder of eval/consistency.py. The page is one HTML file (`page.html.j2` with its style sheet and script)
+A RUN is a folder of eval/consistency.py. The page is one HTML file (`page/report.html.j2` with style sheet and script)
 that opens from disk and asks nothing of the network: an overview, and a browser of the clips, which are linked by
 relative paths or copied beside the page. All that comes from data is escaped, in the markup by jinja2's autoescaping,
 in the script by going through `textContent`; the page's own policy allows no script but its own, by hash.
@@ -19,11 +19,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.browser import CELLS, Rows, Run, clean, collect, judged_confusion, run_of, transitions
-from eval.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent
+from eval.page.browser import CELLS, Rows, Run, clean, collect, judged_confusion, run_of, transitions
+from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.reasoning import MODALITIES
-from migr.records import atomic
+from migr.files.records import atomic
+from migr.text.format import MODALITIES
 
 # Of a clip's answer and of the judge's reading of its reasoning: the sign and the name of each cell.
 _CELLS = {
@@ -36,7 +36,7 @@ _CELLS = {
     "wrong_not_judged": ("✗ ?", "wrong answer, not judged"),
 }
 _TICKS = {0.3: 3}  # steps of an axis that ends there; 5 elsewhere
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent / "page"
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
@@ -80,7 +80,7 @@ def write_page(
     environment.filters.update(percent=percent, interval=interval, count=count)
     settings = {run.name: run.metrics["settings"] for run in runs if run.metrics.get("settings")}
     script = (_HERE / "page.js").read_text(encoding="utf-8") if rows.clips else ""
-    page = environment.get_template("page.html.j2").stream(
+    page = environment.get_template("report.html.j2").stream(
         title=title,
         intro=intro,
         runs=metrics,

@@ -14,6 +14,10 @@ class InputError(ValueError):
     """The input or the configuration is at fault. The message names the file, line, field or clip, and the way out."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or reward is not a finite number. The last checkpoint is good."""
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError` or a full disk into one line on stderr and exit status 2. Scripts wrap `main` in it."""

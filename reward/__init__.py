@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.judge import Judge
+from migr.text.labels import LabelSet
 from reward.accuracy import AccuracyReward
 from reward.consistency import ConsistencyReward
 from reward.format import format_reward

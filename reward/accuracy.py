@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from migr.emotions import LabelSet
-from migr.reasoning import parse
+from migr.text.format import parse
+from migr.text.labels import LabelSet
 from reward.format import text_of
 from reward.score import LONGEST
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from migr.emotions import LabelSet
 from migr.judge import Judge
+from migr.text.labels import LabelSet
 from reward.format import text_of
 from reward.score import read
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from migr.reasoning import parse
+from migr.text.format import parse
 from reward.score import LONGEST
 
 
 def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
-    """1 where the response has exactly the format of `migr.reasoning`, else 0 (a runaway response too).
+    """1 where the response has exactly the format of `migr.text.format`, else 0 (a runaway response too).
 
     Args:
         completions: Responses as strings or as TRL's message lists.

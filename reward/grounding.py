@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from migr.reasoning import parse
+from migr.text.format import parse
 from reward.format import text_of
 from reward.score import LONGEST, grounding
 

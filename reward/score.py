@@ -1,16 +1,16 @@
 """Score one response against its clip: the one function behind every reward.
 
 Each reward is a number in [0, 1] for any string, or None where it cannot be judged. The evaluation reads responses
-with the same parser and the same judges (`migr.reasoning`, `migr.judge`), so reward and metric cannot drift apart.
+with the same parser and the same judges (`migr.text.format`, `migr.judge`), so reward and metric cannot drift apart.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from migr.emotions import LabelSet
 from migr.judge import Judge
-from migr.reasoning import Response, parse, plain
+from migr.text.format import Response, parse, plain
+from migr.text.labels import LabelSet
 
 LONGEST = 20_000  # characters of a response that are scored
 

@@ -6,7 +6,7 @@
     python stages/data.py --source mafw --root /data/MAFW --fold 1 --out runs/mafw/clips
     python stages/data.py --source table --table mine.csv --root /data/mine --labels dfew --out runs/mine/clips
 
-The planted benchmark (design: `migr/sources/planted.py`) also writes `reasoning.jsonl`, what each modality shows, and
+The planted benchmark (design: `migr/planted/clips.py`) also writes `reasoning.jsonl`, what each modality shows, and
 two sets of labelled texts: `judge_fit.jsonl`, to fit the evaluation judge on, and `judge_check.jsonl`, to measure
 judges on. The first is worded like the test clips, the second like the train clips (which is how trained models write).
 
@@ -21,14 +21,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from migr.container import BACKENDS
-from migr.emotions import DFEW, label_set
+from migr.clips.container import BACKENDS
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.machine import cores
-from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
-from migr.sources import dfew, mafw, planted, table, wording
+from migr.planted import clips as planted
+from migr.planted import wording
+from migr.sources import dfew, mafw, table
 from migr.sources.checking import examine_listed, frames_root
 from migr.sources.listed import Listed
+from migr.text.labels import DFEW, label_set
 
 NEEDS = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio"), "any": ()}
 TEXTS = 2  # version of `labelled_texts`

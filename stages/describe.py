@@ -25,15 +25,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.predict import model_digest
-from migr.clips import Clip, read_clips
-from migr.emotions import LabelSet, label_set
+from migr.clips.manifest import Clip, read_clips
+from migr.clips.media import MediaSettings
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.growing import Growing
-from migr.media import MediaSettings
+from migr.files.fingerprint import model_digest
+from migr.files.growing import Growing
+from migr.files.records import Row, digest, read_jsonl
 from migr.omni.prompt import DESCRIBE, render_prompt
-from migr.reasoning import parse
-from migr.records import Row, digest, read_jsonl
+from migr.text.format import parse
+from migr.text.labels import LabelSet, label_set
 
 MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 NAMES = {"video": "the video", "audio": "the audio", "text": "the words"}

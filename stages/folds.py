@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.records import Row, read_json, write_json
+from migr.files.records import Row, read_json, write_json
 
 METRICS = ("war", "uar", "inconsistent_among_correct")
 # Run by this very interpreter, so that no environment has to be activated.

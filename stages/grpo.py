@@ -40,7 +40,7 @@ def main() -> None:
     # Config
     argv = sys.argv[1:]
     if not argv:
-        from stages import demo
+        from stages.demo import demo
 
         argv = demo.arguments_of("grpo", demo.make("sft", variants=["migr"]))
     args, config = parse([GRPOArguments, GRPOConfig], argv, __doc__)
@@ -61,19 +61,19 @@ def main() -> None:
 
     from datasets import Dataset
 
-    from migr.clips import read_clips
-    from migr.emotions import label_set
+    from migr.clips.manifest import read_clips
+    from migr.files.records import read_jsonl
     from migr.judge import open_judge
-    from migr.memory import announce
+    from migr.memory.estimate import announce
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import check_adapter, check_model, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question
-    from migr.records import read_jsonl
+    from migr.rollout.remote import find_server
+    from migr.rollout.rollouts import check_vllm
+    from migr.text.labels import label_set
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
     from migr.training.prepare import read_all
-    from migr.training.remote import find_server
-    from migr.training.rollout import check_vllm
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards
 

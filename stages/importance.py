@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from migr.clips import Clip, read_clips
-from migr.emotions import label_set
+from migr.clips.manifest import Clip, read_clips
+from migr.clips.media import BACKENDS, MediaSettings
 from migr.errors import InputError, Parser, exit_on_input_error
+from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.importance import fit, trust
 from migr.importance.features import MODALITIES, features_key, presence, tower_features
 from migr.importance.measure import check_row, measure, planted_truth, row_of, sentiment_of, trust_of
@@ -36,10 +37,9 @@ from migr.importance.page import show, write_page
 from migr.importance.plots import draw, draw_trust
 from migr.importance.store import fingerprint, save
 from migr.importance.table import check_labels, check_present, known
-from migr.media import BACKENDS, MediaSettings
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
-from migr.records import Row, digest, read_json, write_environment, write_json, write_jsonl
+from migr.text.labels import label_set
 
 VERSION = 3  # of scores and files; results of another version are made anew
 

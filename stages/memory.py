@@ -1,4 +1,4 @@
-"""How much GPU memory a configuration needs, before anything is downloaded or started; formulae: migr/memory.py.
+"""How much GPU memory a configuration needs, before anything is downloaded or started; see migr/memory/estimate.py.
 
     python stages/memory.py                                              (all shipped configurations)
     python stages/memory.py --config configs/7b_80gb/grpo.yaml --gib 80
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.memory import GIB, Estimate, estimate, of_run
+from migr.memory.estimate import GIB, Estimate, estimate, of_run
 from migr.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> E
     """The estimate of one YAML file."""
     import yaml
 
-    from eval import options
-    from eval.predict import MEDIA
+    from eval.run import options
+    from eval.run.predict import MEDIA
     from stages.grpo import GRPOArguments
     from stages.sft import SFTArguments
 
@@ -59,7 +59,7 @@ def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> E
     if "max_new_tokens" in keys:
         flags = ["--config", str(config), "--model", model or PUBLISHED_FOR.get(config.resolve().parent.name, "")]
         args = options.arguments([*flags, "--clips", "clips.jsonl", "--judge", "lexicon", "--out", "out"], __doc__)
-        from migr.media import MediaSettings
+        from migr.clips.media import MediaSettings
 
         media = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
         share = 0.9 * gib * GIB if args.engine == "vllm" else 0.0

@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Take weights, or sample."""
-        from migr.training.wire import LARGEST
+        from migr.rollout.protocol import LARGEST
 
         size, kind = self.headers.get("Content-Length", ""), self.path.strip("/")
         desk: Any = self.server.desk  # type: ignore[attr-defined]
@@ -96,14 +96,14 @@ def main() -> None:
     import torch
 
     import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it comes first)
-    from migr.engine import Task
-    from migr.media import MediaSettings
+    from migr.clips.media import MediaSettings
+    from migr.engine.task import Task
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import DTYPES, check_model, load_processor, thinker_config
-    from migr.training.desk import Desk
-    from migr.training.sampler import Sampler, check_whole
-    from migr.training.stored import base_digest
-    from migr.training.wire import PROTOCOL
+    from migr.rollout.checkpoint import base_digest
+    from migr.rollout.protocol import PROTOCOL
+    from migr.rollout.sampler import Sampler, check_whole
+    from migr.rollout.server import Desk
 
     if args.dtype not in DTYPES:
         raise InputError(f"--dtype: {args.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -117,7 +117,7 @@ def main() -> None:
     # vLLM
     dtype = "float32" if args.dtype == "auto" and not torch.cuda.is_available() else args.dtype
     task = Task(OmniInputs(load_processor(model), MediaSettings()), limit, 0.0, 0, args.batch_size, limit)
-    workers = {"tensor_parallel": args.tensor_parallel, "worker_extension_cls": "migr.training.merging.MergesAdapters"}
+    workers = {"tensor_parallel": args.tensor_parallel, "worker_extension_cls": "migr.rollout.merging.MergesAdapters"}
     with Sampler(model, dtype, task, args.gpu_memory_utilization, **workers) as sampler:
         # Serve
         server.desk = Desk(sampler)

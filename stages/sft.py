@@ -34,7 +34,7 @@ def main() -> None:
     # Config
     argv = sys.argv[1:]
     if not argv:
-        from stages import demo
+        from stages.demo import demo
 
         argv = demo.arguments_of("sft", demo.make("targets", variants=["migr"]))
     args, config = parse([SFTArguments, SFTConfig], argv, __doc__)
@@ -44,13 +44,13 @@ def main() -> None:
 
     from datasets import Dataset
 
-    from migr.clips import read_clips
-    from migr.emotions import label_set
-    from migr.memory import announce
+    from migr.clips.manifest import read_clips
+    from migr.files.records import read_jsonl
+    from migr.memory.estimate import announce
     from migr.omni.export import write_checkpoint
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor, load_thinker
-    from migr.records import read_jsonl
+    from migr.text.labels import label_set
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish

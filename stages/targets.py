@@ -15,26 +15,40 @@ which sentence went where stands in OUT.sentences.jsonl. docs/targets.md tells m
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from migr.clips import Clip, read_clips
-from migr.emotions import label_set
+from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError, Parser, exit_on_input_error
-from migr.growing import Growing
+from migr.files.fingerprint import model_digest
+from migr.files.growing import Growing
+from migr.files.records import Row, read_jsonl, write_jsonl
 from migr.omni.prompt import question
-from migr.reasoning import MODALITIES, render
-from migr.records import Row, read_jsonl, write_jsonl
-from migr.segments import arrange
-from migr.sentences import ask_modalities, modalities_of, split
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
+from migr.text.format import MODALITIES, render
+from migr.text.labels import label_set
+from migr.text.segments import arrange
+from migr.text.sentences import modalities_of, split
 
 ORDERS = ("dominant-first", "video-first", "audio-first")
 # Why a clip may be left out instead of being an error (the last one is no error by itself)
 REASONS = ("missing", "unassigned", "answer", "names_other")
+CHOICES = {
+    "video": ("video",),
+    "audio": ("audio",),
+    "text": ("text",),
+    "both": ("video", "audio"),
+    "none": (),
+}
+ASK = (
+    "What is this sentence evidence from? Answer video (what is seen: face, gestures, scene), audio (how it sounds: "
+    "voice, noise, music), text (what the words say), both (what is seen and how it sounds), or none (a guess or a "
+    "conclusion). Sentence: {sentence}"
+)
 Assigned = tuple[str, tuple[str, ...]]  # a sentence and the modalities that it is about
 
 
@@ -176,7 +190,6 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
         said = {name: [(sentence, modalities_of(sentence)) for sentence in kept] for name, kept in pieces.items()}
         write_jsonl(file, ({"clip_id": name, "by": "lexicon", "sentences": kept} for name, kept in said.items()))
         return said
-    from eval.predict import model_digest
     from migr.engine import open_engine
 
     by = f"{args.assigner_model.resolve().name}-{model_digest(args.assigner_model)[:8]}"
@@ -196,6 +209,26 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
                     rows[name] = {"clip_id": name, "by": by, "sentences": found}
                     out.append(rows[name])
     return {name: [(sentence, tuple(found)) for sentence, found in rows[name]["sentences"]] for name in pieces}
+
+
+def ask_modalities(engine: Any, processor: Any, sentences: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """What a language model says the sentences are about, in order; it can answer nothing but one of `CHOICES`.
+
+    Args:
+        engine: An open `migr.engine` engine, greedy.
+        processor: Its processor.
+        sentences: Read only as fast as they are answered.
+    """
+    from migr.engine import Request
+    from migr.omni.prompt import render_prompt
+
+    def request(number: int, sentence: str) -> Any:
+        question = ASK.format(sentence=sentence.replace("<|", "< |"))  # a special token's name is plain text here
+        return Request(f"sentence {number}", render_prompt(processor, question, False, False), None, tuple(CHOICES))
+
+    requests = (request(number, sentence) for number, sentence in enumerate(sentences, 1))
+    for generation in engine.generate(requests):
+        yield CHOICES[generation.text]
 
 
 def refuse(args: argparse.Namespace, source: str, left: dict[str, list[str]], reason: str, what: str, n: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migr.records import read_jsonl, write_jsonl
+from migr.files.records import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,7 +100,7 @@ def training(planted_run) -> dict[str, Any]:
 def base_model(planted_run, tmp_path_factory) -> Path:
     """The tiny model with random weights."""
     out = tmp_path_factory.mktemp("base")
-    run_stage("base", data=planted_run.clips.parent, out=out)
+    run_stage("demo.base", data=planted_run.clips.parent, out=out)
     return out
 
 
@@ -148,7 +148,7 @@ def sft_adapter(planted_run, training, warm_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def omni_inputs(planted_run, base_model):
     """Features of the planted clips, as the training stages prepare them."""
-    from migr.media import MediaSettings
+    from migr.clips.media import MediaSettings
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor
 

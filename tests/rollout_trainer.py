@@ -4,9 +4,9 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
-from migr.emotions import DFEW
 from migr.omni.load import load_thinker, media_token_ids
 from migr.omni.prompt import question, render_prompt
+from migr.text.labels import DFEW
 from migr.training.grpo import OmniGRPOTrainer
 
 NEW = 24

@@ -12,12 +12,12 @@ import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it
 from datasets import Dataset
 from trl import GRPOConfig
 
-from migr.clips import read_clips
-from migr.emotions import DFEW
-from migr.media import MediaSettings
+from migr.clips.manifest import read_clips
+from migr.clips.media import MediaSettings
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import question
+from migr.text.labels import DFEW
 from migr.training.grpo import OmniGRPOTrainer
 
 GIVEN = 2  # steps

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
 from migr.errors import InputError
+from migr.files.records import digest
 from migr.importance.table import Features
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import check_model, load_thinker
-from migr.records import digest
 
 MODALITIES = ("video", "audio", "text")
 TOWERS = ("video", "audio")

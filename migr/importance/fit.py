@@ -16,11 +16,11 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
 from migr.errors import InputError
-from migr.importance.attribution import importance_of
-from migr.importance.reading import fusion_loss, log_likelihood
+from migr.importance.networks.attribution import importance_of
+from migr.importance.networks.reading import fusion_loss, log_likelihood
+from migr.importance.networks.vat import adversarial_loss
 from migr.importance.store import build, fingerprint
 from migr.importance.table import Features, check_folds, check_labels, check_present, is_score, known
-from migr.importance.vat import adversarial_loss
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
 from migr.errors import InputError
+from migr.files.records import Row
 from migr.importance import trust
-from migr.importance.experts import EXPERTS, collapse
 from migr.importance.fit import CrossScores, Scores, alternatives
+from migr.importance.networks.experts import EXPERTS, collapse
 from migr.importance.table import is_score, known
-from migr.records import Row
 
 LIMIT = 3.0  # of sentiment scores (CMU-MOSI's scale)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
 from migr.importance.features import transcript_of
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from migr.records import Row, atomic
+from migr.files.records import Row, atomic
 
 SHOWN = 12  # most certain clips, and as many of the least certain
 

@@ -8,10 +8,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from migr.files.records import Row
 from migr.importance import trust
 from migr.importance.fit import Scores
 from migr.importance.table import is_score
-from migr.records import Row
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from migr.errors import InputError
-from migr.importance.baselines import ConcatConfig, ConcatFusion
-from migr.importance.experts import ExpertConfig, ExpertFusion
-from migr.importance.fusion import DualGateFusion, FusionConfig
-from migr.records import Row, digest, read_json, write_json
+from migr.files.records import Row, digest, read_json, write_json
+from migr.importance.networks.baselines import ConcatConfig, ConcatFusion
+from migr.importance.networks.dual_gate import DualGateFusion, FusionConfig
+from migr.importance.networks.experts import ExpertConfig, ExpertFusion
 
 Net = DualGateFusion | ExpertFusion | ConcatFusion
 NETS: dict[str, tuple[Any, Any]] = {

@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
+from migr.files.records import Row
 from migr.importance.fit import Scores, predicted
-from migr.records import Row
 
 NONE = -1  # an estimate that has no opinion on a clip
 RIGHT_SCORE = 0.5  # a head alone "predicts" a sentiment score that it misses by less than this: the Acc-7 step

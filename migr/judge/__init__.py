@@ -3,7 +3,7 @@
 `open_judge` takes one of these names:
 
     lexicon              cue words (embedded; the rewards' judge)
-    DIR                  a folder of stages/judge.py (embedded: fitted on labelled texts), or any Hugging Face
+    DIR                  a folder of stages/demo/judge.py (embedded: fitted on labelled texts), or any Hugging Face
                          text-classification model, such as one of GoEmotions' 28 emotions
     llm:DIR              a Qwen-Omni model folder, through the engine: it can only reply with a label
     endpoint:URL#MODEL   a model behind an OpenAI-compatible URL, such as `vllm serve` or a paid service
@@ -13,7 +13,6 @@ No two share anything but the text that they read. A judge that cannot tell says
 
 from pathlib import Path
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.judge.base import (
     LONGEST,
@@ -28,6 +27,7 @@ from migr.judge.base import (
 )
 from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
 from migr.judge.lexicon import CUE_WORDS, LexiconJudge
+from migr.text.labels import LabelSet
 
 __all__ = [
     "CUE_WORDS",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from migr.errors import InputError
-from migr.records import Row, digest
+from migr.files.records import Row, digest
 
 LONGEST = 20_000  # characters of a reasoning that a judge reads; the rest of a runaway text is ignored
 NO_REPLY = "no reply"  # begins the status of a failure that another attempt may mend: it is never cached

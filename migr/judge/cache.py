@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from migr.errors import InputError
+from migr.files.records import digest
 from migr.judge.base import NO_REPLY, Around, Judge, Judgement, prompt_of
-from migr.records import digest
 
 
 class CachedJudge(Around):

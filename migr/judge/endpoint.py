@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
+from migr.files.records import Row
 from migr.judge.base import LONGEST, NO_REPLY, Judgement
 from migr.judge.prompt import filled, prompt_for, read_reply
-from migr.records import Row
+from migr.text.labels import LabelSet
 
 KEY = "MIGR_JUDGE_KEY"  # environment variable; OPENAI_API_KEY is read for api.openai.com alone
 AT_ONCE = 8  # requests in flight

@@ -1,15 +1,15 @@
-"""The fitted classifier: TF-IDF and logistic regression. The demo's judge for the evaluation (`stages/judge.py`)."""
+"""The fitted classifier: TF-IDF and logistic regression. `stages/demo/judge.py` fits the demo's."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
+from migr.files.records import digest, read_json, write_json
 from migr.judge.base import LONGEST, Judgement
 from migr.judge.lexicon import sentences
-from migr.records import digest, read_json, write_json
+from migr.text.labels import LabelSet
 
 
 class ClassifierJudge:
@@ -99,7 +99,7 @@ def open_fitted(folder: Path, labels: LabelSet) -> ClassifierJudge:
 
     saved = read_json(folder / "judge.json")
     if saved.get("features") != FEATURES:
-        raise InputError(f"{folder}: the judge was fitted by an older version; fit it again with stages/judge.py")
+        raise InputError(f"{folder}: the judge was fitted by an older version; fit it again with stages/demo/judge.py")
     if tuple(saved["labels"]) != labels.labels:
         raise InputError(f"{folder}: the judge was fitted for {saved['labels']}, not for {list(labels.labels)}")
     return ClassifierJudge(labels, saved["vocabulary"], load_file(folder / "judge.safetensors"), saved["name"])

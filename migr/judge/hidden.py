@@ -7,8 +7,8 @@ and without these words show how much of the consistency is such a statement. Ou
 import re
 from collections.abc import Sequence
 
-from migr.emotions import LabelSet
 from migr.judge.base import Around, Judge, Judgement
+from migr.text.labels import LabelSet
 
 HIDDEN = "…"
 # Stems of English words that name one of DFEW's or MAFW's emotions, with the endings that keep the meaning. What a face

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
+from migr.files.records import digest, read_json
 from migr.judge.base import LONGEST, Judgement, folder_name, read_config
-from migr.records import digest, read_json
+from migr.text.labels import LabelSet
 
 # GoEmotions' 28 labels (Demszky et al., 2020) -> DFEW's 7: the authors' own grouping by Ekman's emotions.
 GOEMOTIONS = {

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from migr.emotions import LabelSet
 from migr.judge.base import LONGEST, Judgement
+from migr.text.labels import LabelSet
 
 # Cue words by emotion (in DFEW's words). Ours, for descriptions of faces and voices; they cover the planted benchmark's
 # train wording, so that a gold target scores 1, and not its test wording.

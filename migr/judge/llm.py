@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
 from migr.judge.base import LONGEST, Judgement, folder_name, read_config
 from migr.judge.prompt import filled, prompt_for, read_reply
+from migr.text.labels import LabelSet
 
 
 class LlmJudge:

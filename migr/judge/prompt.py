@@ -2,8 +2,8 @@
 
 import json
 
-from migr.emotions import LabelSet
 from migr.judge.base import Judgement
+from migr.text.labels import LabelSet
 
 PLACE = "{text}"  # where the reasoning comes; replaced once, so that braces in the reasoning mean nothing
 # Wording ours, after the instruction of ERV's judge (which sees the reasoning alone and names one word of the list).

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from migr.errors import InputError
+from migr.files.records import read_json, write_json
 from migr.omni.family import family_of
 from migr.omni.load import check_adapter, check_model, load_processor, load_thinker
-from migr.records import read_json, write_json
 
 SHARD = "5GB"
 

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
+from migr.clips.media import SAMPLE_RATE, Media, MediaSettings, read_media
 from migr.errors import InputError
-from migr.media import SAMPLE_RATE, Media, MediaSettings, read_media
+from migr.files.records import digest
 from migr.omni.family import QWEN2_5, family_of
-from migr.records import digest
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
@@ -43,7 +43,7 @@ class OmniInputs:
         memory: Bytes of processor outputs kept in this process.
 
     Raises:
-        InputError: The processor cuts pictures or samples sound in another way than `migr.media` prepares them.
+        InputError: The processor cuts pictures or samples sound in another way than `migr.clips.media` prepares them.
     """
 
     def __init__(

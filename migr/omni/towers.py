@@ -8,7 +8,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
 from migr.omni.inputs import Features, OmniInputs, padded
 
 

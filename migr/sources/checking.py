@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from migr.clips import safe_path
+from migr.clips.manifest import safe_path
 from migr.errors import InputError
-from migr.records import Row, digest, iter_jsonl
+from migr.files.records import Row, digest, iter_jsonl
 from migr.sources import frames, probing
 from migr.sources.listed import Listed
 
@@ -46,7 +46,7 @@ class Examined:
     seconds: float
 
     def results(self) -> Iterator[Row]:
-        """For each clip of the source `{"facts": ...}` (see `migr.container.examine`) or `{"reason", "detail"}`."""
+        """For each clip of the source `{"facts": ...}` (see `container.examine`) or `{"reason", "detail"}`."""
         for row in self.source.rows:
             key, stamp = self.places.get(row["clip_id"], ("", []))
             result = self.unkept.get(row["clip_id"]) or self.unkept.get(key) or self.probes.find(key, stamp)

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 from PIL import Image, UnidentifiedImageError
 
-from migr.container import MAX_FRAMES, MAX_SOURCE_PIXELS, MediaError
+from migr.clips.container import MAX_FRAMES, MAX_SOURCE_PIXELS, MediaError
 
 _ENDINGS = (".jpg", ".jpeg")
 

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from migr.emotions import LabelSet
 from migr.errors import InputError
-from migr.records import Row
+from migr.files.records import Row
+from migr.text.labels import LabelSet
 
 SPLITS = ("train", "test")
 

@@ -7,9 +7,9 @@ Labels/descriptive_text.xlsx                                          captions: 
 
 from pathlib import Path
 
-from migr.emotions import label_set
 from migr.errors import InputError
 from migr.sources.listed import SPLITS, Listed, files_by_number, need, once
+from migr.text.labels import label_set
 
 FOLDS = (1, 2, 3, 4, 5)
 # (train, test) clips of each fold, counted in the published split files

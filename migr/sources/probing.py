@@ -17,10 +17,10 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from migr.container import REASONS as MEDIA_REASONS
-from migr.container import MediaError, examine
+from migr.clips.container import REASONS as MEDIA_REASONS
+from migr.clips.container import MediaError, examine
 from migr.errors import InputError
-from migr.records import Row
+from migr.files.records import Row
 from migr.sources import frames
 
 REASONS = MEDIA_REASONS | {
@@ -124,7 +124,7 @@ class _Worker:
 
 
 def answer(job: Row) -> Row:
-    """Examine one clip: `{"facts": ...}` of `migr.container.examine`, or `{"reason": ..., "detail": ...}`."""
+    """Examine one clip: `{"facts": ...}` of `migr.clips.container.examine`, or `{"reason": ..., "detail": ...}`."""
     path = Path(job["path"])
     try:
         if "target" in job:

@@ -7,11 +7,11 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
 from migr.errors import InputError
-from migr.reasoning import MODALITIES, parse
-from migr.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, iter_jsonl, read_json
 from migr.sources.spreadsheet import spreadsheet_rows
+from migr.text.format import MODALITIES, parse
 
 _MEDIA = ("mp4", "avi", "mov", "mkv", "webm", "flv", "wmv", "mpg", "mpeg", "m4v", "wav", "mp3", "m4a", "flac", "ogg")
 # column names, in the order in which they are looked for

@@ -17,7 +17,7 @@ from openpyxl.cell.cell import ERROR_CODES
 from openpyxl.utils import get_column_letter
 
 from migr.errors import InputError
-from migr.records import Row
+from migr.files.records import Row
 
 MAX_BYTES = 64 * 2**20  # unpacked; ten thousand captions in two languages take 6 MiB
 MAX_ROWS = 200_000  # blank ones too: a file can claim a row number without having the rows before

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.clips import recorded_root
-from migr.emotions import LabelSet
+from migr.clips.manifest import recorded_root
 from migr.errors import InputError
-from migr.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, iter_jsonl, read_json
 from migr.sources.listed import Listed, once
 from migr.sources.spreadsheet import spreadsheet_rows
+from migr.text.labels import LabelSet
 
 _MEASURED = ("has_video", "has_audio", "duration", "fps", "frames", "width", "height", "sample_rate")
 

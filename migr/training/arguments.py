@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import yaml
 
 import migr.omni  # noqa: F401  (mends the imports of trl and transformers, so it comes first)
+from migr.clips.media import MediaSettings
 from migr.errors import InputError
-from migr.media import MediaSettings
 
 
 @dataclass

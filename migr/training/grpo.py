@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
+from migr.errors import NonFiniteError
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.omni.towers import FrozenTowers
-from migr.training.guards import NonFiniteError, check_loss
-from migr.training.rollout import Rollouts
+from migr.rollout.rollouts import Rollouts
+from migr.training.guards import check_loss
 from migr.training.sft import IGNORED
 from migr.training.shared_prefix import Packed, generate_shared, pack
 from migr.training.zero3 import is_zero3, prepare_for_zero3

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-class NonFiniteError(FloatingPointError):
-    """A loss, gradient or reward is not a finite number. The last checkpoint is good."""
+from migr.errors import NonFiniteError
 
 
 def check_loss(loss: torch.Tensor, step: int, clips: Sequence[str]) -> None:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from accelerate import PartialState
 from tqdm import tqdm
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
+from migr.clips.media import probe
 from migr.machine import cores
-from migr.media import probe
 from migr.omni.inputs import OmniInputs
 
 

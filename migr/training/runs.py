@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from migr.errors import InputError
-from migr.records import digest, read_json, write_environment, write_json
+from migr.files.records import digest, read_json, write_environment, write_json
 
 MARKER = "complete"  # written last, after a barrier: a checkpoint without it may be half-written
 # What may change between the two parts of an interrupted run without changing what is learned.

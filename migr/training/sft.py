@@ -8,10 +8,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from migr.clips import Clip
+from migr.clips.manifest import Clip
+from migr.files.records import Row
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import render_prompt
-from migr.records import Row
 from migr.training.guards import check_loss
 from migr.training.zero3 import is_zero3, prepare_for_zero3
 

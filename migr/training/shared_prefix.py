@@ -6,7 +6,7 @@ prompt with its media tokens, which is most of the text.
 Scoring (`pack`): a group is one row, the prompt once, then a branch for each completion, which sees the prompt and
 itself and stands at the positions that it would have alone. Sampling (`generate_shared`): the prompt is read once, and
 its keys and values are copied for each completion. Log-probabilities and their gradients are the same
-(tests/test_shared_prefix.py); only the work is less. Ours; the idea is that of prefix caching.
+(tests/training/test_shared_prefix.py); only the work is less. Ours; the idea is that of prefix caching.
 """
 
 from collections.abc import Callable, Sequence

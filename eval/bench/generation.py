@@ -1,0 +1,161 @@
+"""Time generation and judging on real clips: vLLM, transformers in batches, and one by one, as the field evaluates.
+
+    python eval/bench/generation.py --model runs/demo/export/migr --clips runs/demo/clips/clips.jsonl --limit 64
+
+Same model, clips, prompt and greedy decoding, in one process. Each engine answers a few clips first to warm up, then
+all of them `--repeats` times; the fastest time counts. A clip's way is timed in three parts: decoding its file,
+processing (frames and sound into the model's tensors, text into tokens) and generating, which is the rest. Judging is a
+language model's: the same model reads the reasonings that it just wrote and names one of the labels. Prints the parts,
+clips a second, the ratios to one by one (on a machine with other work, look at CPU time, which includes all threads),
+and on how many clips the greedy responses are equal.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.figures.tally import reasoning_of
+from migr.clips.manifest import Clip, read_clips
+from migr.clips.media import MediaSettings
+from migr.engine import Request, open_engine
+from migr.errors import Parser, exit_on_input_error
+from migr.judge.lexicon import LexiconJudge
+from migr.judge.prompt import filled, prompt_for
+from migr.omni.inputs import OmniInputs
+from migr.omni.load import load_processor
+from migr.omni.prompt import question, render_prompt
+from migr.text.labels import label_set
+
+ENGINES = {
+    "vLLM": ("vllm", 64),
+    "transformers, batches of 16": ("transformers", 16),
+    "transformers, one by one": ("transformers", 1),
+}
+
+
+@dataclass
+class Clock:
+    """Seconds by part of the work."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add what the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, measured."""
+
+        def measured(*args: Any) -> Any:
+            with self.measure(part):
+                return function(*args)
+
+        return measured
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The fastest of some repetitions: seconds in all, of CPU time and by part, and the texts."""
+
+    total: float
+    cpu: float
+    parts: dict[str, float]
+    texts: list[str]
+
+
+def timed(engine: Any, source: Iterable[Any], ask: Callable[[Any], Request], repeats: int) -> Timing:
+    """Let an engine answer what `ask` makes of each item of a list; the fastest of `repeats` times."""
+    found = []
+    prepare = engine.task.prepare
+    for _ in range(repeats):
+        clock = Clock()
+        engine.task.prepare = clock.around("processing", prepare)
+        cpu = time.process_time()
+        with clock.measure("all"):
+            texts = [answer.text for answer in engine.generate(map(clock.around("decoding", ask), source))]
+        engine.task.prepare = prepare
+        total, cpu = clock.seconds.pop("all"), time.process_time() - cpu
+        found.append(Timing(total, cpu, {**clock.seconds, "generating": total - sum(clock.seconds.values())}, texts))
+    return min(found, key=lambda timing: timing.total)
+
+
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Timing]]:
+    """Number of clips, and what each engine took to generate and to judge."""
+    labels = label_set("dfew")
+    clips = read_clips(args.clips, labels, split=args.split)[: args.limit]
+    processor = load_processor(args.model)
+    settings = MediaSettings(max_frames=args.max_frames, min_pixels=56 * 56, max_pixels=args.max_pixels)
+    inputs = OmniInputs(processor, settings)  # without a cache: every clip is decoded every time
+    ask, judge = question(labels.labels), prompt_for(labels)
+
+    def answer(clip: Clip) -> Request:
+        prompt = render_prompt(processor, ask, clip.has_video, clip.has_audio)
+        return Request(clip.clip_id, prompt, inputs.media(clip))
+
+    def name(text: str) -> Request:
+        prompt = render_prompt(processor, filled(judge, text), video=False, audio=False)
+        return Request("text", prompt, choices=labels.labels)
+
+    generation, judging = {}, {}
+    reasonings: list[str] = []
+    for title, (backend, size) in ENGINES.items():
+        with open_engine(args.model, backend, max_new_tokens=args.max_new_tokens, batch_size=size) as engine:
+            list(engine.generate(map(answer, clips[:4])))
+            generation[title] = timed(engine, clips, answer, args.repeats)
+            reasonings = reasonings or [reasoning_of(text) or text for text in generation[title].texts]
+            list(engine.generate(map(name, reasonings[:4])))
+            judging[title] = timed(engine, reasonings, name, args.repeats)
+    start = time.perf_counter()
+    LexiconJudge(labels).judge(reasonings)
+    seconds = time.perf_counter() - start
+    print(f"lexicon judge: {len(reasonings) / seconds:.0f} texts/s")
+    return len(clips), generation, judging
+
+
+def show(title: str, unit: str, count: int, timings: dict[str, Timing]) -> None:
+    """Print one table: the parts, the rate and the ratio to one by one, with and without decoding and processing."""
+    print(f"\n{title}, {count} {unit}")
+    last = list(timings.values())[-1]
+    for name, timing in timings.items():
+        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in timing.parts.items() if seconds >= 0.005)
+        equal = sum(a == b for a, b in zip(timing.texts, last.texts, strict=True))
+        alone = last.parts["generating"] / timing.parts["generating"]
+        print(
+            f"  {name}: {timing.total:.2f} s ({parts}); {count / timing.total:.1f} {unit}/s, "
+            f"{last.total / timing.total:.1f} times one by one ({alone:.1f} for generating alone, "
+            f"{last.cpu / timing.cpu:.1f} in CPU time: {timing.cpu:.2f} s); {equal} equal"
+        )
+
+
+def main() -> None:
+    """Run the engines one after the other, print."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="folder of stages/export.py")
+    add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
+    add("--split", default="test", help="split of the clips (default test)")
+    add("--limit", type=int, default=64, help="number of clips (default 64)")
+    add("--repeats", type=int, default=3, help="the fastest of so many times counts (default 3)")
+    add("--max_new_tokens", type=int, default=96, help="longest response (default 96)")
+    add("--max_frames", type=int, default=4, help="at most this many frames a clip (default 4)")
+    add("--max_pixels", type=int, default=84 * 84, help="frames are reduced to this many pixels")
+    args = parser.parse_args()
+    count, generation, judging = run(args)
+    print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
+    show("generating", "clips", count, generation)
+    show("judging", "texts", count, judging)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

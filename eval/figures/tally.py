@@ -1,0 +1,213 @@
+"""Read predictions, judgements and importances into small integer codes, one row a clip; free of torch.
+
+Texts are read one at a time and not kept, nor are the clips' names: of a clip 18 bytes stay, an 8-byte hash of its name
+and five small integers. Where a clip has to be named (in an error, in a list) its row is read again from the file.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.figures.metrics import MISSING
+from migr.errors import InputError
+from migr.files.records import Row, iter_jsonl
+from migr.text.format import MODALITIES, Response, parse, plain
+from migr.text.labels import LabelSet
+from migr.text.sentences import modalities_of, split
+from reward.score import LONGEST
+
+PREDICTION_KEYS = ("clip_id", "label", "response")
+JUDGEMENT_KEYS = ("clip_id", "judge", "emotion")
+
+
+def _codes() -> "array[int]":
+    return array("h")
+
+
+def _hashes() -> "array[int]":
+    return array("Q")
+
+
+@dataclass
+class Tally:
+    """What `measure` needs of each clip, in the order of the predictions; MISSING where there is none."""
+
+    clips: "array[int]" = field(default_factory=_hashes)  # 64-bit hashes of the clip ids
+    labels: "array[int]" = field(default_factory=_codes)
+    answers: "array[int]" = field(default_factory=_codes)
+    first: "array[int]" = field(default_factory=_codes)
+    judgements: "array[int]" = field(default_factory=_codes)
+    dominants: "array[int]" = field(default_factory=_codes)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def rows(self, clips: "array[int]") -> NDArray[np.int64]:
+        """(m,) the row of each of these hashes, or MISSING where the tally has no such clip."""
+        own, wanted = np.asarray(self.clips, np.uint64), np.asarray(clips, np.uint64)
+        if not len(own) or not len(wanted):
+            return np.full(len(wanted), MISSING, np.int64)
+        order = np.argsort(own, kind="stable")
+        place = order[np.searchsorted(own, wanted, sorter=order).clip(max=len(own) - 1)]
+        return np.where(own[place] == wanted, place, MISSING)
+
+
+@dataclass(frozen=True)
+class Dominants:
+    """The dominant modality of each clip of importance.jsonl, an index into `MODALITIES`."""
+
+    clips: "array[int]"
+    codes: "array[int]"
+
+
+def order_of(response: Response) -> list[str]:
+    """The modalities of a reasoning in the order in which it comes to them.
+
+    They are the tagged segments. Where there are none (other systems' output) each sentence counts for the modalities
+    that it gives evidence from, or for none (`migr.text.sentences`).
+    """
+    if response.reasoning is None:
+        return []
+    if response.reasoning.segments:
+        return list(response.reasoning.order)
+    sentences = split(response.reasoning.conclusion[:LONGEST])
+    return list(dict.fromkeys(modality for sentence in sentences for modality in modalities_of(sentence)))
+
+
+def answer_of(response: Response, labels: LabelSet) -> str | None:
+    """The one known label that the response answers, or None. The rest of the format does not matter here."""
+    return labels.canonical(response.answer) if response.answer else None
+
+
+def reasoning_of(text: str) -> str:
+    """The reasoning of a response as a judge reads it: without tags, and without the answer wherever it stands."""
+    response = parse(text)
+    if response.think is None or "<answer>" not in response.think:
+        return plain(response)
+    before, _, rest = response.think.partition("<answer>")  # an answer inside the reasoning must not reach the judge
+    return plain(parse(f"<think>{before} {rest.partition('</answer>')[2]}</think>"))
+
+
+def read_predictions(path: Path, labels: LabelSet) -> Tally:
+    """Read predictions.jsonl; `answer` and `order` are derived from `response` where a row has none.
+
+    Raises:
+        InputError: A key is missing, a clip comes twice, has no label or one outside the set; names file and clip.
+    """
+    tally = Tally()
+    index = {label: i for i, label in enumerate(labels.labels)}
+    for where, row in _rows(path, PREDICTION_KEYS, tally.clips):
+        tally.labels.append(_label(where, "label", row["label"], labels, index))
+        if not isinstance(row["response"], str):
+            raise InputError(f"{where}: response must be text, not {type(row['response']).__name__}")
+        response = parse(row["response"]) if not ("answer" in row and "order" in row) else None
+        answer = row["answer"] if "answer" in row else response and answer_of(response, labels)
+        if answer is not None and not isinstance(answer, str):
+            raise InputError(f"{where}: answer must be a label or null, not {answer!r}")
+        known = labels.canonical(answer) if answer is not None else None
+        tally.answers.append(index[known] if known is not None else MISSING)
+        order = row["order"] if "order" in row else response and order_of(response)
+        if not isinstance(order, list) or any(modality not in MODALITIES for modality in order):
+            raise InputError(f"{where}: order must be a list of {', '.join(MODALITIES)}, not {order!r}")
+        tally.first.append(MODALITIES.index(order[0]) if order else MISSING)
+    if not len(tally):
+        raise InputError(f"{path}: no predictions in it")
+    _unique(path, tally.clips)
+    tally.judgements.extend([MISSING] * len(tally))
+    tally.dominants.extend([MISSING] * len(tally))
+    return tally
+
+
+def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
+    """Read judgements.jsonl into the tally; returns the judge's name. Clips without a judgement stay MISSING.
+
+    Raises:
+        InputError: A clip that has no prediction or comes twice, an emotion outside the set, more than one judge.
+    """
+    index = {label: i for i, label in enumerate(labels.labels)}
+    clips, codes = _hashes(), _codes()
+    judge = None
+    for where, row in _rows(path, JUDGEMENT_KEYS, clips):
+        judge = judge or row["judge"]
+        if not isinstance(judge, str) or row["judge"] != judge:
+            raise InputError(f"{where}: judge {row['judge']!r} beside {judge!r}: a file holds one judge's judgements")
+        found = row["emotion"] is not None
+        codes.append(_label(where, "emotion", row["emotion"], labels, index) if found else MISSING)
+    rows = tally.rows(clips)
+    if (rows == MISSING).any():
+        name = clip_at(path, int(np.argmax(rows == MISSING)))
+        raise InputError(f"{path}: clip {name!r}: judged, but not among the predictions: is this another run's file?")
+    _unique(path, clips)
+    np.frombuffer(tally.judgements, np.int16)[rows] = codes
+    return judge or "no judgements"
+
+
+def read_dominants(path: Path) -> Dominants:
+    """The dominant modality of each clip, from importance.jsonl.
+
+    Raises:
+        InputError: A key is missing, a clip comes twice, or the modality is unknown.
+    """
+    dominants = Dominants(_hashes(), _codes())
+    for where, row in _rows(path, ("clip_id", "dominant"), dominants.clips):
+        if row["dominant"] not in MODALITIES:
+            raise InputError(f"{where}: dominant {row['dominant']!r} is none of {', '.join(MODALITIES)}")
+        dominants.codes.append(MODALITIES.index(row["dominant"]))
+    _unique(path, dominants.clips)
+    return dominants
+
+
+def add_dominants(tally: Tally, dominants: Dominants) -> None:
+    """Note each clip's dominant modality; importances of clips outside the predictions do not matter."""
+    rows = tally.rows(dominants.clips)
+    known = rows != MISSING
+    column = np.frombuffer(tally.dominants, np.int16)
+    column[:] = MISSING
+    column[rows[known]] = np.asarray(dominants.codes)[known]
+
+
+def clip_at(path: Path, row: int) -> str:
+    """The clip id in a row of a file, counted from 0."""
+    return next(islice(iter_jsonl(path), row, None))["clip_id"]
+
+
+def _rows(path: Path, keys: tuple[str, ...], clips: "array[int]") -> Iterator[tuple[str, Row]]:
+    """Rows with how messages name them; the hash of each clip id is added to `clips`."""
+    for row in iter_jsonl(path, keys):
+        clip_id = row["clip_id"]
+        where = f"{path}: clip {clip_id!r}"
+        if not isinstance(clip_id, str) or not clip_id:
+            raise InputError(f"{where}: clip_id must be a non-empty string")
+        clips.append(clip_hash(clip_id))
+        yield where, row
+
+
+def clip_hash(clip_id: str) -> int:
+    """64 bits: among a million clips, two share a hash once in 40 million files; `_unique` would say so."""
+    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _unique(path: Path, clips: "array[int]") -> None:
+    hashes = np.asarray(clips, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if len(again):
+        one, two = (clip_at(path, int(order[i])) for i in (again[0], again[0] + 1))
+        raise InputError(
+            f"{path}: clip {two!r} " + ("stands there twice" if one == two else f"has the hash of {one!r}")
+        )
+
+
+def _label(where: str, key: str, value: Any, labels: LabelSet, index: dict[str, int]) -> int:
+    label = labels.canonical(value) if isinstance(value, str) else None
+    if label is None:
+        known = ", ".join(labels.labels)
+        raise InputError(f"{where}: {key} {value!r} is none of {known} ({labels.name}; --labels names the set)")
+    return index[label]

@@ -1,0 +1,300 @@
+"""The rows of the page's clip browser: one a clip, gathered from the files of one or several runs; free of torch.
+
+Files are read one line at a time and only the first `CLIPS_SHOWN` clips are kept, so a run of a million clips costs no
+more memory than one of twenty thousand.
+"""
+
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from migr.clips.manifest import Clip, read_clips
+from migr.errors import InputError
+from migr.files.records import Row, iter_jsonl, read_json
+from migr.text.format import MODALITIES, parse
+from migr.text.labels import LabelSet, label_set
+from reward.score import speaks_of
+
+CLIPS_SHOWN = 20_000
+LONGEST_REASONING = 20_000  # characters of one response
+LONGEST_SHOWN = 2000  # characters of any other text from data
+
+# What can have happened to a clip, in the order of the page.
+CELLS = (
+    "right_consistent",
+    "right_inconsistent",
+    "wrong_consistent",
+    "wrong_inconsistent",
+    "unparseable",
+    "right_not_judged",
+    "wrong_not_judged",
+)
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
+# Control characters but tab and line feed, lone surrogates, and the marks that reverse the direction of what follows.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its figures, and the files that the clip browser reads. Without `predictions` only figures are shown.
+
+    Attributes:
+        name: How the page calls the run.
+        metrics: What `measure` gives; the optional keys `judge` ({name, accuracy, n}) and `settings`
+            ({name: value}) are printed as well.
+        labels: The label set that answers are read with; needed with `predictions`.
+        predictions: JSON Lines with `clip_id`, `label`, `response` (and `answer`), or rows like them.
+        judgements: JSON Lines with `clip_id` and `emotion`.
+        importance: JSON Lines with `clip_id`, `dominant` and `importance`.
+        clips: The manifest, so that clips play.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    labels: LabelSet | None = None
+    predictions: Path | Iterable[Row] | None = None
+    judgements: Path | None = None
+    importance: Path | None = None
+    clips: Path | None = None
+
+
+@dataclass
+class Rows:
+    """What the browser shows.
+
+    Attributes:
+        clips: One mapping a clip: `id`, `label`, `dominant`, `importance`, `src` (a relative URL), `audio` (whether the
+            clip has sound alone), `transcript`, and `runs`: for each run None or `answer`, `raw` (an answer that is no
+            label), `judged`, `cell` and `parts`, a list of [modality or None, text].
+        complete: Whether every clip of every run is among them.
+    """
+
+    clips: list[Row] = field(default_factory=list)
+    complete: bool = True
+
+
+def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
+    """Gather the rows for the page that will stand at `page`.
+
+    Args:
+        runs: The runs, in the order of the columns. Clips that only some of them have are shown as well.
+        page: The HTML file; links to clips are relative to its folder.
+        copy_clips: Copy the clips into `<page>_files` beside the page, so that the folder can be moved.
+
+    Raises:
+        InputError: A file is missing or a row in it is wrong; two runs give a clip different labels.
+    """
+    table: dict[str, Row] = {}
+    found = Rows()
+    for number, run in enumerate(runs):
+        if run.predictions is None:
+            continue
+        assert run.labels is not None, "predictions are read with a label set"
+        found.complete &= _add_predictions(table, run, run.labels, number, len(runs))
+        if run.judgements is not None:
+            _add_judgements(table, run.judgements, run.labels, number)
+    for row in table.values():
+        for entry in row["runs"]:
+            if entry is not None:
+                entry["cell"] = _cell(row["label"], entry["answer"], entry["judged"])
+    for run in runs:
+        if run.importance is not None and table:
+            _add_importance(table, run.importance)
+    for path in dict.fromkeys(run.clips for run in runs if run.clips is not None):
+        if table:
+            _add_media(table, read_clips(path, must_exist=False), page, copy_clips)
+    found.clips = list(table.values())
+    return found
+
+
+def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Path | None = None, name: str = "") -> Run:
+    """A finished evaluation as the page shows it: its folder's files, and those that its settings name.
+
+    Raises:
+        InputError: The folder has no metrics.json.
+    """
+    metrics = read_json(folder / "metrics.json")
+    settings = metrics.get("settings") or {}
+
+    def file(key: str, given: Path | None = None) -> Path | None:
+        here = folder / f"{key}.jsonl"
+        known = Path(settings[key]) if key in settings else None
+        return given or next((path for path in (here, known) if path is not None and path.is_file()), None)
+
+    return Run(
+        name=name or folder.resolve().name,
+        metrics=metrics,
+        labels=label_set(labels),
+        predictions=file("predictions"),
+        judgements=file("judgements"),
+        importance=file("importance", importance),
+        clips=file("clips", clips),
+    )
+
+
+def clean(text: str, longest: int = LONGEST_SHOWN) -> str:
+    """Make text from data harmless to print: no control, lone surrogate or direction marks, and not endless."""
+    if len(text) > longest:
+        text = f"{text[:longest]} … ({len(text):,} characters)"
+    return _HARMFUL.sub("\ufffd", text)
+
+
+def parts_of(text: str) -> tuple[list[tuple[str | None, str]], str | None]:
+    """A response as parts (modality or None, text) in the order in which they stand, and its raw answer.
+
+    Tagged segments come with their tag; the rest of the reasoning follows them. Reasoning without tags is split into
+    sentences, each about the modality that its words speak of. What has no reasoning at all is one part as it stands.
+    """
+    response = parse(text)
+    reasoning = response.reasoning
+    if reasoning is None:
+        return [(None, text.strip())], response.answer
+    if reasoning.segments:
+        parts: list[tuple[str | None, str]] = [*reasoning.segments, (None, reasoning.conclusion)]
+    else:
+        parts = []
+        for sentence in _SENTENCE.split(reasoning.conclusion[: LONGEST_REASONING + 1]):
+            modality = speaks_of(sentence)
+            if parts and parts[-1][0] == modality:
+                parts[-1] = (modality, f"{parts[-1][1]} {sentence}")
+            else:
+                parts.append((modality, sentence))
+    return [part for part in parts if part[1]], response.answer
+
+
+def judged_confusion(rows: Rows, number: int, classes: Sequence[str]) -> dict[str, Any] | None:
+    """Labels x judgements of one run over the clips of the browser, the last column for those without a judgement."""
+    entries = [(row["label"], row["runs"][number]) for row in rows.clips]
+    counts = Counter((label, entry["judged"]) for label, entry in entries if entry is not None)
+    if not rows.complete or not any(judged for _, judged in counts):
+        return None
+    table = [[counts[label, judged] for judged in (*classes, None)] for label in classes]
+    return {"labels": list(classes), "answers": [*classes, "not judged"], "counts": table}
+
+
+def transitions(rows: Rows, first: int, second: int) -> list[list[int]]:
+    """(7, 7) counts of the clips that both runs have: rows the cell in the first run, columns in the second."""
+    both = [(row["runs"][first], row["runs"][second]) for row in rows.clips]
+    counts = Counter((one["cell"], other["cell"]) for one, other in both if one is not None and other is not None)
+    return [[counts[here, there] for there in CELLS] for here in CELLS]
+
+
+def _cell(label: str, answer: str | None, judged: str | None) -> str:
+    if answer is None:
+        return "unparseable"
+    reading = "not_judged" if judged is None else "consistent" if judged == label else "inconsistent"
+    return f"{'right' if answer == label else 'wrong'}_{reading}"
+
+
+def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: int, runs: int) -> bool:
+    """Add one run's responses; returns whether all of its clips found room."""
+    kept = 0
+    for where, row in _rows(run.predictions, ("clip_id", "label", "response")):
+        if kept == len(table) >= CLIPS_SHOWN:  # the rest of a very long file is not read
+            return False
+        name, label, response = row["clip_id"], row["label"], row["response"]
+        if not isinstance(name, str) or not isinstance(label, str) or not isinstance(response, str):
+            raise InputError(f"{where}: clip {name!r}: clip_id, label and response must be text")
+        label = labels.canonical(label) or label
+        if name not in table:
+            if len(table) >= CLIPS_SHOWN:
+                continue
+            table[name] = {"id": clean(name), "label": clean(label), "runs": [None] * runs}
+        if table[name]["label"] != clean(label):
+            known = table[name]["label"]
+            raise InputError(f"{where}: clip {name!r} has label {label!r} here and {known!r} in another run")
+        parts, raw = parts_of(response)
+        answer = row.get("answer", raw)
+        known = labels.canonical(answer) if isinstance(answer, str) else None
+        if known is None and raw is None:
+            parts = [(None, response)]  # as it stands: one wants to see why there is no answer
+        entry: Row = {"answer": known, "judged": None, "cell": "", "parts": _cut(parts)}
+        if known is None and isinstance(answer or raw, str):
+            entry["raw"] = clean(answer or raw or "", 200)
+        table[name]["runs"][number] = entry
+        kept += 1
+    return run.metrics["n"] == kept
+
+
+def _add_judgements(table: dict[str, Row], path: Path, labels: LabelSet, number: int) -> None:
+    left = sum(clip["runs"][number] is not None for clip in table.values())
+    for row in iter_jsonl(path, ("clip_id", "emotion")):
+        clip = _clip(table, row)
+        entry = clip["runs"][number] if clip else None
+        if entry is not None and isinstance(row["emotion"], str):
+            entry["judged"] = labels.canonical(row["emotion"])
+        left -= entry is not None
+        if not left:
+            break  # the rest of a very long file is about clips that are not shown
+
+
+def _clip(table: dict[str, Row], row: Row) -> Row | None:
+    return table.get(row["clip_id"]) if isinstance(row["clip_id"], str) else None
+
+
+def _add_importance(table: dict[str, Row], path: Path) -> None:
+    """Add importances to the clips that have none yet: runs on the same clips share them."""
+    for row in iter_jsonl(path, ("clip_id", "dominant")):
+        clip = _clip(table, row)
+        if clip is None or "dominant" in clip:
+            continue
+        where = f"{path}: clip {row['clip_id']!r}"
+        weights = row.get("importance", {})
+        if row["dominant"] not in MODALITIES or not isinstance(weights, dict):
+            raise InputError(f"{where}: needs a dominant modality ({', '.join(MODALITIES)}) and its weights")
+        for modality, weight in weights.items():
+            if modality not in MODALITIES or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise InputError(f"{where}: importance of {modality!r} is {weight!r}, not a number of a modality")
+        clip["dominant"], clip["importance"] = row["dominant"], {m: weights[m] for m in MODALITIES if m in weights}
+
+
+def _add_media(table: dict[str, Row], clips: Sequence[Clip], page: Path, copy: bool) -> None:
+    """Link (or copy) the files of the clips that are shown and not linked yet."""
+    folder = page.parent.resolve()
+    copies = folder / f"{page.stem}_files"
+    for number, clip in enumerate(clips):
+        row = table.get(clip.clip_id)
+        if row is None or "src" in row:
+            continue
+        if isinstance(transcript := clip.extra.get("transcript"), str):
+            row["transcript"] = clean(transcript)
+        row["audio"] = clip.has_audio and not clip.has_video
+        path = clip.path
+        if not path.is_file():
+            row["missing"] = clean(str(path))
+            continue
+        if copy:
+            copies.mkdir(parents=True, exist_ok=True)
+            path = copies / f"{number:06d}{clip.path.suffix}"
+            if not path.is_file() or path.stat().st_size != clip.path.stat().st_size:
+                shutil.copyfile(clip.path, path)
+        row["src"] = quote(os.path.relpath(path, folder))
+
+
+def _cut(parts: Iterable[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+    """Clean the parts and keep `LONGEST_REASONING` characters in all; says how long the rest was."""
+    kept: list[tuple[str | None, str]] = []
+    room = LONGEST_REASONING
+    for modality, text in parts:
+        if room <= 0:
+            kept.append((None, "…"))
+            break
+        kept.append((modality, clean(text, room)))
+        room -= len(text)
+    return kept
+
+
+def _rows(source: Path | Iterable[Row] | None, required: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+    """Rows of a file or of memory, each with what messages call its source."""
+    assert source is not None
+    if isinstance(source, Path):
+        yield from ((str(source), row) for row in iter_jsonl(source, required))
+    else:
+        yield from (("predictions", row) for row in source)

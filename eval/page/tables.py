@@ -1,0 +1,118 @@
+"""The figures in words: what each rate is called, how it is written, the table in the terminal, tables for the page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.page.browser import clean
+
+Metrics = Mapping[str, Any]
+
+# Rate, its name on the page, what it says. The same rows in the page and in the terminal.
+ROWS = (
+    (
+        "inconsistent_among_correct",
+        "Inconsistent among correct",
+        "the headline: right answer, but other reasoning",
+    ),
+    ("inconsistent_among_all", "Inconsistent among all", "the same clips as a share of every clip"),
+    ("inconsistent_among_correct_worst", "Worst case", "the headline if every failed judgement were inconsistent"),
+    ("war", "WAR", "accuracy over all clips; an unparseable response is wrong"),
+    ("uar", "UAR", "mean of the per-class recalls"),
+    ("eea", "EEA", "the judge reads the label from the reasoning"),
+    ("fcr", "FCR", "answer, label and judge agree"),
+    ("epc", "EPC", "the judge reads the model's own answer"),
+    ("starts_with_dominant", "Starts with the dominant modality", "first segment of the reasoning"),
+)
+COUNTS = (
+    ("n", "Clips"),
+    ("n_unparseable", "Unparseable responses"),
+    ("n_judge_failed", "Failed judgements"),
+    ("n_quarantined", "Quarantined clips"),  # of runs that generated
+)
+
+
+def print_table(runs: Mapping[str, Metrics]) -> None:
+    """Print the rows of the page as a table in the terminal, one column a run."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in runs:
+        table.add_column(Text(clean(name)), justify="right")
+    for key, label, _ in ROWS:
+        cells = []
+        for metrics in runs.values():
+            facts = [interval(metrics[f"{key}_ci95"]), f"n\u00a0{metrics[f'{key}_n']}"]
+            cell = Text(percent(metrics[key]), style="bold" if key == ROWS[0][0] else "")
+            cells.append(cell.append(("\n" if len(runs) > 1 else "  ") + ", ".join(filter(None, facts)), style="dim"))
+        table.add_row(label, *cells)
+    table.add_section()
+    for key, label in COUNTS:
+        if any(key in metrics for metrics in runs.values()):
+            table.add_row(label, *(Text(count(metrics[key]) if key in metrics else "–") for metrics in runs.values()))
+    table.add_row("Judge's own accuracy", *(Text(reliability(metrics.get("judge"))) for metrics in runs.values()))
+    Console().print(table)
+
+
+def reliability(judge: Mapping[str, Any] | None) -> str:
+    """How far a judge can be trusted, in words: `lexicon: 91.20 % (n 700)` or `…: reliability not measured`."""
+    if not judge:
+        return "no judge"
+    if judge["accuracy"] is None:
+        return f"{clean(judge['name'])}: reliability not measured"
+    return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']})"
+
+
+def percent(rate: float | None) -> str:
+    """A fraction as a percentage with two decimals, a dash where there is none."""
+    return "–" if rate is None else f"{100 * rate:.2f}\u00a0%"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """The bounds of an interval in percent: `16.3 to 23.4`; empty where there is none."""
+    return "" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def count(number: int) -> str:
+    """A number with its thousands apart."""
+    return f"{number:,}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A further table of the page: a heading, a note below it, the names of the columns, and rows of cells as text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def comparison(figures: Metrics) -> list[Table]:
+    """The figures of eval/compare.py as tables of the page: the paired differences, and the tests."""
+    tables = []
+    tests = {"right": "right answer", "right_inconsistent": "right answer, other reasoning", "headline": "the headline"}
+    for name, found in figures["runs"].items():
+        pair = f"{name} against {figures['first']}"
+        rows = []
+        for key, label, _ in ROWS:
+            row = found["differences"][key]
+            if row["difference"] is not None:
+                low, high = (f"{100 * bound:+.2f}" for bound in row["difference_ci95"])
+                rates = percent(row["first"]), percent(row["second"])
+                rows.append((label, *rates, f"{100 * row['difference']:+.2f}", f"{low} to {high}"))
+        columns = ("", figures["first"], name, "difference, points", "95 % interval")
+        note = f"Paired bootstrap over the {count(figures['n'])} clips that the runs share."
+        tables.append(Table(pair, columns, rows, note))
+        exact = [
+            (tests[key], count(row["only_first"]), count(row["only_second"]), count(row["n"]), f"{row['p']:.3g}")
+            for key, row in found["mcnemar"].items()
+            if row["p"] is not None
+        ]
+        columns = ("", f"only {figures['first']}", f"only {name}", "clips", "p")
+        note = "Exact McNemar tests: on how many clips it holds for one run and not for the other."
+        tables.append(Table(f"{pair}: tests", columns, exact, note))
+    return tables

@@ -1,0 +1,261 @@
+"""Generate predictions and judge them: files that grow clip by clip, so that an interrupted run goes on.
+
+One process generates, or several, each a shard; what they write is the same. Clips are cut into blocks of the batch
+size, blocks are dealt to the shards, and a block that was interrupted is generated whole again (with transformers a
+clip's batch can change the last digits of its logits), so that neither shards nor interruptions change a response.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from eval.figures.tally import PREDICTION_KEYS, answer_of, order_of, reasoning_of
+from migr.clips.manifest import Clip, read_clips
+from migr.errors import InputError
+from migr.files.claim import BESIDE as _BESIDE
+from migr.files.fingerprint import file_digest, model_digest
+from migr.files.growing import Growing, Journal, alone, busy, ids_in, merge, part, parts, shard_of
+from migr.files.records import Row, iter_jsonl, read_jsonl
+from migr.judge.base import Judge, judgement_row
+from migr.text.format import parse
+from migr.text.labels import LabelSet
+
+if TYPE_CHECKING:
+    from migr.engine import Generation, Request
+
+MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "audio_in_video")
+_DEATHS = 2  # the engine died so often with a clip, the last time with this clip alone: it is left out
+_JUDGED_AT_ONCE = 64
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of generation on more than one device."""
+    add = parser.add_argument
+    add("--shard", metavar="K/N", help="generate the K-th of N parts (K from 0); torchrun and accelerate set it")
+    add("--tensor_parallel", type=int, default=1, help="GPUs that vllm spreads one model over (default 1)")
+
+
+def chosen_clips(args: argparse.Namespace, labels: LabelSet) -> list[Clip]:
+    """The labelled clips of the split, at most `--limit` of them.
+
+    Raises:
+        InputError: The manifest is wrong, or none of the split's clips has a label.
+    """
+    clips = read_clips(args.clips, labels, split=args.split)
+    labelled = [clip for clip in clips if clip.label is not None]
+    if not labelled:
+        raise InputError(f"{args.clips}: no clip of split {args.split!r} has a label to compare with")
+    if len(labelled) < len(clips):
+        print(f"evaluation: {len(clips) - len(labelled)} of {len(clips)} clips have no label and are left out")
+    return labelled[: args.limit]
+
+
+def generation_config(args: argparse.Namespace, labels: LabelSet) -> Row:
+    """Everything that predictions depend on; a run is continued only where all of it is the same."""
+    import migr.omni.prompt
+
+    return {
+        "model": model_digest(args.model),
+        "clips": file_digest(args.clips),
+        "split": args.split,
+        "labels": list(labels.labels),
+        "prompt": migr.omni.prompt.question(labels.labels),
+        "media": {name: getattr(args, name) for name in MEDIA},
+        "decoding": {
+            name: getattr(args, name) for name in ("engine", "dtype", "max_new_tokens", "temperature", "seed")
+        },
+    }
+
+
+def generate(clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, out: Path) -> bool:
+    """Write a prediction for each clip that has none yet; with shards, for this shard's clips.
+
+    Beside `out` stand timings.jsonl (`seconds` since the clip before was finished) and quarantined.jsonl (clips that
+    the engine died on twice). The files of shards are merged by the one that ends last, in the clips' order.
+
+    Returns:
+        Whether the predictions are complete and it is this process that goes on with them.
+
+    Raises:
+        InputError: The model cannot be loaded, a clip cannot be read, a file cannot be written, or the engine dies
+            again and again.
+    """
+    shard = shard_of(getattr(args, "shard", None), os.environ)
+    order = [clip.clip_id for clip in clips]
+    if shard[1] == 1 and (taken := busy(parts(out))):
+        raise InputError(f"{taken}: another process is writing to it; wait for it, or give another --out")
+    done = _finished(out)
+    if done.issuperset(order):
+        print(f"evaluation: {out} holds all {len(done)} predictions already")
+        return _merged(out, order, shard) or shard[0] == 0
+    _generate(clips, args, labels, out, shard, done)
+    if _finished(out).issuperset(order) and _merged(out, order, shard):
+        return True
+    print(f"evaluation: shard {shard[0]} of {shard[1]} is done; the last one to end merges and counts")
+    return False
+
+
+def _finished(out: Path) -> set[str]:
+    return ids_in(parts(out)) | ids_in(parts(out.with_name("quarantined.jsonl")))
+
+
+def _merged(out: Path, order: Sequence[str], shard: tuple[int, int]) -> bool:
+    """Put the files in the clips' order; says whether this process did it, or is the only one."""
+    with alone(out.parent):
+        first = shard[1] == 1 or len(parts(out)) > 1 or not out.exists()
+        for file in (out, out.with_name("timings.jsonl"), out.with_name("quarantined.jsonl")):
+            merge(file, order)
+    return first
+
+
+def quarantined(folder: Path) -> list[Row]:
+    """The clips that were left out because the engine died on them: `clip_id`, `label`, `reason`, `deaths`."""
+    file = folder / "quarantined.jsonl"
+    return read_jsonl(file, ("clip_id", "reason"), unique="clip_id") if file.exists() else []
+
+
+def _generate(
+    clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, out: Path, shard: tuple[int, int], done: set[str]
+) -> None:
+    """Generate this shard's pending clips, opening the engine again when it has died; adds them to `done`."""
+    from migr.engine import AT_ONCE, open_engine
+
+    tensor_parallel = getattr(args, "tensor_parallel", 1)
+    own_devices(os.environ, tensor_parallel)
+    ask = asker(args, labels)
+    size = args.batch_size or AT_ONCE[args.engine]
+    blocks = [clips[start : start + size] for start in range(0, len(clips), size)][shard[0] :: shard[1]]
+    mine = {clip.clip_id: clip for block in blocks for clip in block}
+    names = ("max_new_tokens", "temperature", "seed", "batch_size", "dtype", "audio_in_video")
+    options = {name: getattr(args, name) for name in names}
+    files = [part(out.with_name(name), shard) for name in (out.name, *_BESIDE[:3])]
+    stuck = False
+    with (
+        Growing(files[0]) as predictions,
+        Growing(files[1]) as timings,
+        Journal(files[3], done) as journal,
+        tqdm(desc="generating", unit="clip", total=len(mine), initial=len(done & mine.keys())) as bar,
+    ):
+        while True:
+            for name in journal.deaths.keys() & mine.keys() - done:
+                if len(causes := journal.deaths[name]) >= _DEATHS:
+                    reason = "the engine died on it twice"
+                    with Growing(files[2]) as left_out:
+                        left_out.append(
+                            {"clip_id": name, "label": mine[name].label, "reason": reason, "deaths": causes}
+                        )
+                    done.add(name)
+                    tqdm.write(f"evaluation: clip {name!r} is left out, {reason}: {'; '.join(causes)}")
+            if done.issuperset(mine):
+                return
+            before = len(done)
+            try:
+                with open_engine(args.model, args.engine, tensor_parallel=tensor_parallel, **options) as engine:
+                    start = time.monotonic()
+                    for stream in _streams(blocks, done, journal, args.engine):
+                        for answer in engine.generate(map(ask, _given(stream, journal))):
+                            if answer.key in done:
+                                continue  # of a block that was interrupted
+                            predictions.append(_row(answer, mine[answer.key].label, labels))
+                            done.add(answer.key)
+                            now = time.monotonic()
+                            timings.append({"clip_id": answer.key, "seconds": round(now - start, 4)})
+                            start = now
+                            bar.update()
+            except InputError:
+                raise
+            except OSError as error:
+                raise InputError(f"{error.filename or out}: {error.strerror or error}") from error
+            except Exception as error:  # whatever it was, a clip that the engine had may be the cause
+                cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                lost = journal.died(cause)
+                if not lost or (stuck and len(done) == before):
+                    raise InputError(f"the engine died before it had answered for any clip ({cause})") from error
+                stuck = len(done) == before
+                tqdm.write(f"evaluation: the engine died ({cause}); the {len(lost)} clips it had are tried alone, last")
+
+
+def _streams(blocks: Sequence[Sequence[Clip]], done: set[str], journal: Journal, engine: str) -> Iterator[list[Clip]]:
+    """What is given to the engine in one go: blocks with something to do, then each clip on which it died before."""
+    alone = [clip for block in blocks for clip in block if clip.clip_id in journal.deaths and clip.clip_id not in done]
+    left = [[clip for clip in block if clip.clip_id not in journal.deaths] for block in blocks]
+    if engine == "vllm":  # has no fixed batches, and must never wait for the end of a block
+        yield [clip for block in left for clip in block if clip.clip_id not in done]
+    else:
+        yield from (block for block in left if any(clip.clip_id not in done for clip in block))
+    yield from ([clip] for clip in alone)
+
+
+def _given(stream: Iterable[Clip], journal: Journal) -> Iterator[Clip]:
+    for clip in stream:
+        journal.give(clip.clip_id)
+        yield clip
+
+
+def asker(args: argparse.Namespace, labels: LabelSet) -> Callable[[Clip], "Request"]:
+    """A function that decodes a clip and asks the emotion question about it."""
+    from migr.clips.media import MediaSettings
+    from migr.engine import Request
+    from migr.omni.inputs import OmniInputs
+    from migr.omni.load import load_processor
+    from migr.omni.prompt import question, render_prompt
+
+    processor = load_processor(args.model)
+    settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+    inputs = OmniInputs(processor, settings, args.cache_dir)
+    text = question(labels.labels)
+    return lambda clip: Request(
+        clip.clip_id, render_prompt(processor, text, clip.has_video, clip.has_audio), inputs.media(clip)
+    )
+
+
+def _row(answer: "Generation", label: str | None, labels: LabelSet) -> Row:
+    response = parse(answer.text)
+    return {
+        "clip_id": answer.key,
+        "label": label,
+        "response": answer.text,
+        "answer": answer_of(response, labels),
+        "order": order_of(response),
+        "finished": answer.finished,
+    }
+
+
+def own_devices(environ: MutableMapping[str, str], tensor_parallel: int) -> None:
+    """Leave a process that torchrun or accelerate started the GPUs that are its own; before the first one is used.
+
+    Raises:
+        InputError: There are fewer GPUs than the processes of this machine want.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if "LOCAL_RANK" not in environ or not count:
+        return
+    wanted = int(environ.get("LOCAL_WORLD_SIZE", 1)) * tensor_parallel
+    if wanted > count:
+        raise InputError(f"{wanted} GPUs are wanted (processes x --tensor_parallel), and there are {count}")
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = visible if visible != [""] else [str(number) for number in range(count)]
+    start = int(environ["LOCAL_RANK"]) * tensor_parallel
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[start : start + tensor_parallel])
+
+
+def judge_all(predictions: Path, judge: Judge, out: Path, total: int) -> None:
+    """Write the judgement of each prediction's reasoning that has none yet; the judge sees nothing else."""
+    with alone(out.parent):
+        with Growing(out) as file, tqdm(desc="judging", unit="clip", total=total) as bar:
+            bar.update(len(done := ids_in([out])))
+            rows = (row for row in iter_jsonl(predictions, PREDICTION_KEYS) if row["clip_id"] not in done)
+            while batch := list(islice(rows, getattr(judge, "at_once", _JUDGED_AT_ONCE))):
+                judgements = judge.judge([reasoning_of(row["response"]) for row in batch])
+                for row, judgement in zip(batch, judgements, strict=True):
+                    file.append(judgement_row(row["clip_id"], judge, judgement))
+                    bar.update()
+        merge(out, [row["clip_id"] for row in iter_jsonl(predictions, PREDICTION_KEYS)])

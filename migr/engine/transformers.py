@@ -1,0 +1,129 @@
+"""Generate and score with transformers, a batch at a time."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import torch
+
+import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
+
+# isort: split
+from peft import PeftModel
+from transformers import GenerationConfig, LogitsProcessor
+
+from migr.engine.task import Generation, Request, Score, Task
+from migr.omni.inputs import Features
+
+
+class _PerRow(LogitsProcessor):
+    """Choices and sampling, row by row; works beside `do_sample=False`.
+
+    The largest of logits / temperature + Gumbel noise is a sample of their softmax (the Gumbel-max trick), and the
+    noise of a row comes from its own generator.
+    """
+
+    def __init__(self, task: Task, requests: Sequence[Request], width: int, device: Any):
+        self.task, self.width = task, width
+        self.choices = [request.choices for request in requests]
+        self.draws = [torch.Generator(device).manual_seed(task.draw(request.key)) for request in requests]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, vocabulary) as `generate` has them for the next token, after the suppressed tokens."""
+        for row, choices in enumerate(self.choices):
+            if choices is not None:
+                kept = self.task.allowed(choices, input_ids[row, self.width :].tolist())
+                allowed = scores[row, kept]
+                scores[row] = -torch.inf
+                scores[row, kept] = allowed
+        if not self.task.temperature:
+            return scores
+        noise = torch.stack([torch.empty_like(scores[0]).exponential_(generator=draw) for draw in self.draws])
+        return scores / self.task.temperature - noise.log()
+
+
+class TransformersEngine:
+    """Batches through `generate`; see `open_engine`."""
+
+    def __init__(self, model: Any, task: Task):
+        self.task = task
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.config = GenerationConfig(
+            eos_token_id=task.ends,
+            pad_token_id=task.tokenizer.pad_token_id,
+            suppress_tokens=task.suppressed,
+            repetition_penalty=1.0,  # named, or the model's own stored settings would come through
+            do_sample=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+        """Answer the requests in order, one batch at a time; see `open_engine`.
+
+        Raises:
+            InputError: A request cannot be used; names it.
+        """
+        for batch, rows in self._batches(requests):
+            for request, ids in zip(batch, self._answer(batch, rows), strict=True):
+                yield self.task.generation(request.key, ids[: self.task.longest(request)])
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Score]:
+        """Score the given beginnings in order, one batch at a time; see `open_engine`.
+
+        Raises:
+            InputError: A request cannot be used; names it.
+        """
+        for batch, rows in self._batches(requests):
+            begins = [self.task.begins(request) for request in batch]
+            logprobs = self._score(rows, [len(ids) for ids, _ in begins])
+            for request, (_, spans), values in zip(batch, begins, logprobs, strict=True):
+                yield Score(request.key, tuple(values), tuple(spans))
+
+    def _batches(self, requests: Iterable[Request]) -> Iterator[tuple[list[Request], list[tuple[list[int], Features]]]]:
+        source = iter(requests)
+        while batch := list(itertools.islice(source, self.task.batch_size)):
+            yield batch, [self.task.prepare(request) for request in batch]
+
+    def _collate(self, rows: list[tuple[list[int], Features]]) -> dict[str, torch.Tensor]:
+        width = max(len(ids) for ids, _ in rows)
+        pad = self.task.tokenizer.pad_token_id
+        batch = {
+            "input_ids": torch.tensor([[pad] * (width - len(ids)) + ids for ids, _ in rows]),
+            "attention_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in rows]),
+            **self.task.inputs.collate([features for _, features in rows]),
+        }
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+    @torch.inference_mode()
+    def _answer(self, requests: list[Request], rows: list[tuple[list[int], Features]]) -> list[list[int]]:
+        batch = self._collate(rows)
+        width = batch["input_ids"].shape[1]
+        own = [_PerRow(self.task, requests, width, self.model.device)]
+        config = copy.copy(self.config)
+        config.max_new_tokens = max(map(self.task.longest, requests))
+        return self.model.generate(**batch, generation_config=config, logits_processor=own)[:, width:].tolist()
+
+    @torch.inference_mode()
+    def _score(self, rows: list[tuple[list[int], Features]], counts: list[int]) -> list[list[float]]:
+        """log p of the last `counts` tokens of each row; the head runs on those alone, not on thousands of others."""
+        batch = self._collate(rows)
+        thinker: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = thinker.base_model(**batch, use_cache=False).last_hidden_state  # see `prepare_for_trl`
+        values = []
+        for states, ids, count in zip(hidden, batch["input_ids"], counts, strict=True):
+            logits = thinker.lm_head(states[len(ids) - count - 1 : -1]).float()
+            chosen = ids[len(ids) - count :, None]
+            values.append(logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist())
+        return values
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

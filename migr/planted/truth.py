@@ -1,0 +1,41 @@
+"""What is true of a planted clip, held against what a response says."""
+
+from pathlib import Path
+from typing import Any
+
+from migr.errors import InputError
+from migr.files.records import iter_jsonl
+from migr.planted.wording import CUES
+from migr.text.format import parse
+
+
+def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
+    """How often a segment about the dominant modality speaks of the emotion that this modality shows.
+
+    Only the planted benchmark knows what a modality shows. A segment counts by the majority of its cue phrases (in the
+    train wording, which is the models'); a segment without cues is untrue. Ours; it guards against a model that earns
+    consistency by inventing evidence for its answer.
+
+    Returns:
+        `segment_truth` (a fraction) and `segment_truth_n`, the number of segments; {} if nothing is planted.
+
+    Raises:
+        InputError: A file is missing or wrong, or a prediction's clip is not in the manifest.
+    """
+    shown = {row["clip_id"]: row.get("planted") for row in iter_jsonl(clips, ("clip_id",))}
+    if not any(shown.values()):
+        return {}
+    phrases = {m: {e: [p for cue in c for p in cue[0]] for e, c in table.items()} for m, table in CUES.items()}
+    true = total = 0
+    for row in iter_jsonl(predictions, ("clip_id", "response")):
+        truth = shown.get(row["clip_id"])
+        if truth is None:
+            raise InputError(f"{predictions}: clip {row['clip_id']!r} is not among the planted clips of {clips}")
+        reasoning = parse(row["response"]).reasoning
+        for modality, text in reasoning.segments if reasoning else ():
+            if modality == truth["dominant"]:
+                found = {e: sum(phrase in text for phrase in known) for e, known in phrases[modality].items()}
+                best = max(found, key=lambda emotion: found[emotion])
+                total += 1
+                true += found[best] > 0 and best == truth["shown"][modality]
+    return {"segment_truth": true / total if total else None, "segment_truth_n": total}

@@ -1,0 +1,204 @@
+"""The whole job on the planted benchmark, step by step: `make demo`, and `make experiment` with `--experiment`.
+
+    python stages/demo/demo.py                          two variants, one seed            -> runs/demo
+    python stages/demo/demo.py --run runs/small --small a few clips and steps: a smoke test of every part
+    python stages/demo/demo.py --experiment             four variants, three seeds  -> runs/experiment, docs/results.md
+
+Every step is one of the commands of the README, with its own file or folder as output; a step whose output is there is
+passed over, so a rerun is quick and an interrupted run goes on; if it was made with other settings, that is an error.
+`make` brings a run up to one step: `sft.py`, `grpo.py` and `consistency.py` call it when they are started without
+arguments.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from migr.errors import InputError, Parser, exit_on_input_error
+from migr.files.records import read_json, write_json
+from stages.demo.runner import Step, check_settings, run_together, step_digest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "demo"
+# variant -> (order of the targets, config of GRPO): the usual recipe, ours, and the two crossed cases
+VARIANTS = {
+    "baseline": ("video-first", "grpo_plain"),
+    "order_only": ("dominant-first", "grpo_plain"),
+    "rewards_only": ("video-first", "grpo"),
+    "migr": ("dominant-first", "grpo"),
+}
+STAGES = (
+    "data",
+    "judge",
+    "base",
+    "perceive",
+    "describe",
+    "importance",
+    "targets",
+    "sft",
+    "grpo",
+    "export",
+    "evaluation",
+)
+SMALL = {
+    "data": ["--train", "56", "--val", "14", "--test", "14"],
+    "train": ["--max_steps", "2", "--num_train_epochs", "1"],
+}
+SEEDS = (6, 7, 8)  # the benchmark seeds that are reported; recipes were fixed on others
+PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
+
+
+def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) -> list[Step]:
+    """All steps of a run in order; steps of one stage do not depend on each other."""
+    made: list[Step] = []
+
+    def add(name: str, output: Path, script: str, *extra: str, **flags: object) -> None:
+        given = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+        made.append(Step(name.split("/")[0], name, [sys.executable, str(ROOT / script), *given, *extra], output))
+
+    def train(name: str, output: Path, script: str, config: str, **flags: object) -> None:
+        shared = {"config": CONFIGS / f"{config}.yaml", "clips": manifest, "cache_dir": run / "cache", "seed": seed}
+        extra = SMALL["train"] if small else []
+        add(name, output / "done.json", script, *extra, **shared, **flags, output_dir=output)
+
+    data, base, judge, manifest = run / "clips", run / "base", run / "judge", run / "clips" / "clips.jsonl"
+    model, importance = run / "describe" / "model", run / "importance" / "importance.jsonl"
+    media = {"cache_dir": run / "cache", **_media()}
+    orders = list(dict.fromkeys(VARIANTS[variant][0] for variant in variants))
+
+    sizes = SMALL["data"] if small else []
+    add("data", data / "data.json", "stages/data.py", *sizes, source="planted", out=data, seed=seed)
+    fit, check = data / "judge_fit.jsonl", data / "judge_check.jsonl"
+    add("judge", judge / "accuracy.json", "stages/demo/judge.py", fit=fit, check=check, out=judge)
+    add("base", base / "base.json", "stages/demo/base.py", data=data, out=base, seed=seed)
+    sees = run / "perceive" / "model"
+    train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
+    train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
+    least = 0 if small else PERCEIVES
+    asked = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
+    add("importance/check", run / "check.json", "stages/demo/check.py", **asked, **media)  # beside it
+    out = importance.parent
+    folds = ["--folds", "2" if small else "3"]
+    add(
+        "importance/scores",
+        out / "summary.json",
+        "stages/importance.py",
+        *folds,
+        clips=manifest,
+        model=model,
+        out=out,
+        **media,
+    )
+    for order in orders:
+        files = {"clips": manifest, "reasoning": base / "reasoning.jsonl", "importance": importance}
+        path = run / "targets" / f"{order}.jsonl"
+        add(f"targets/{order}", path, "stages/targets.py", **files, order=order, out=path)
+    for order in orders:
+        targets = run / "targets" / f"{order}.jsonl"
+        train(f"sft/{order}", run / "sft" / order, "stages/sft.py", "sft", model=model, targets=targets)
+    for variant in variants:
+        order, config = VARIANTS[variant]
+        adapter = run / "sft" / order
+        output = run / "grpo" / variant
+        train(f"grpo/{variant}", output, "stages/grpo.py", config, model=model, adapter=adapter, importance=importance)
+    for variant in variants:
+        out = run / "export" / variant
+        add(f"export/{variant}", out / "config.json", "stages/export.py", model=run / "grpo" / variant, out=out)
+    for variant in variants:
+        files = {"clips": manifest, "model": run / "export" / variant, "importance": importance}
+        judges = {"judge": judge, "judge_check": check, "max_new_tokens": 96}
+        out = run / "eval" / variant
+        add(f"evaluation/{variant}", out / "metrics.json", "eval/consistency.py", **files, **judges, out=out, **media)
+    return made
+
+
+def _media() -> dict[str, object]:
+    """How the demo reads media, as flags; the same values stand in the training YAMLs."""
+    import yaml
+
+    config = yaml.safe_load((CONFIGS / "sft.yaml").read_text(encoding="utf-8"))
+    return {key: config[key] for key in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")}
+
+
+def make(
+    upto: str,
+    run: Path | None = None,
+    seed: int = SEEDS[0],
+    variants: Sequence[str] = ("baseline", "migr"),
+    small: bool = False,
+) -> Path:
+    """Bring a run up to a stage, passing over what is there; returns the run's folder.
+
+    Args:
+        upto: The last stage to run (one of STAGES).
+        run: The run's folder; `runs/demo` of the project if None.
+        seed: Draws the clips, the base model and the training.
+        variants: Which of VARIANTS to train.
+        small: A few clips and two steps a stage.
+
+    Raises:
+        InputError: A step failed, several processes would make the same files, or what is there was made with other
+            settings.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
+    run = run or ROOT / "runs" / "demo"
+    wanted = STAGES[: STAGES.index(upto) + 1]
+    plan = [step for step in steps(run, seed, variants, small) if step.stage in wanted]
+    record, settings = run / "seconds.json", run / "settings.json"
+    seconds: dict[str, float] = read_json(record) if record.exists() else {}
+    before: dict[str, str] = read_json(settings) if settings.exists() else {}
+    now = {step.name: step_digest(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
+    check_settings(plan, now, before)
+    for number, stage in enumerate(wanted, 1):
+        todo = [step for step in plan if step.stage == stage and not step.output.exists()]
+        print(f"[{number}/{len(wanted)}] {stage}{'' if todo else ': there already'}", flush=True)
+        if todo:
+            before |= {step.name: now[step.name] for step in todo}
+            write_json(settings, before)
+            run_together(todo, run / "logs", seconds)
+            write_json(record, seconds)
+    return run
+
+
+def arguments_of(stage: str, run: Path) -> list[str]:
+    """The command line of a stage in the demo (the `migr` variant), for the scripts that are started without one."""
+    return next(step.command[2:] for step in steps(run, SEEDS[0], ["migr"]) if step.stage == stage)
+
+
+def main() -> None:
+    """The demo or the experiment, then its table and page."""
+    parser = Parser(__doc__)
+    parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo or runs/experiment)")
+    parser.add_argument("--seed", type=int, default=SEEDS[0], help=f"seed of the demo (default {SEEDS[0]})")
+    parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")
+    parser.add_argument("--experiment", action="store_true", help="four variants on three seeds, then docs/results.md")
+    parser.add_argument("--upto", choices=STAGES, default="evaluation", help="stop after this stage")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, help="what to train (default baseline migr; for --experiment all)"
+    )
+    args = parser.parse_args()
+    variants = args.variants or (list(VARIANTS) if args.experiment else ["baseline", "migr"])
+    from stages.demo import summary
+
+    start = time.monotonic()
+    if args.experiment:
+        run = args.run or ROOT / "runs" / "experiment"
+        for seed in SEEDS:
+            print(f"seed {seed}")
+            make("evaluation", run / f"seed{seed}", seed, variants, args.small)
+            summary.write(run / f"seed{seed}", variants)
+        runs = {seed: run / f"seed{seed}" for seed in SEEDS}
+        summary.write_results(runs, variants, ROOT / "docs" / "results.md")
+        return
+    run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, variants, args.small)
+    if args.upto == "evaluation":
+        summary.write(run, variants)
+        summary.show(run, time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,180 @@
+"""What other systems write becomes predictions.jsonl: formats, ids, labels, and refusals."""
+
+import json
+
+import pytest
+
+from eval.figures.tally import read_predictions
+from migr.errors import InputError
+from migr.files.records import read_jsonl, write_jsonl
+from migr.sources.predictions import convert, detect, needs_conversion, read_truth
+from migr.text.labels import label_set
+
+DFEW = label_set("dfew")
+SAID = {
+    "12583": "<think>A frown | and a shout.</think>\n<answer>angry</answer>",
+    "12584": "<think>A smile.\nThen a laugh.</think>\n\n<answer>happiness</answer>",
+    "12590": "no tags, 100 % | free text",
+}
+TRUTH = {"12583": "angry", "12584": "sad", "12590": "fear"}
+
+
+def written(folder, form):
+    """The same three predictions as another system would write them."""
+    path = folder / f"predictions.{form}"
+    if form == "lines":
+        path.write_text("".join(f"{clip}|{text}\n" for clip, text in SAID.items()))
+    elif form == "map":
+        path.write_text(json.dumps(SAID))
+    elif form == "indented":
+        path.write_text(json.dumps(SAID, indent=2))
+    elif form == "list":
+        path.write_text(json.dumps([{"id": clip, "output": text} for clip, text in SAID.items()]))
+    elif form == "conversations":
+        rows = [
+            {
+                "video": f"/data/DFEW/clip/{clip}.mp4",
+                "conversations": [
+                    {"from": "human", "value": "<video>\n<audio>\nWhich emotion?"},
+                    {"from": "gpt", "value": text},
+                ],
+            }
+            for clip, text in SAID.items()
+        ]
+        path.write_text(json.dumps(rows))
+    elif form == "resumed":  # a second list behind the first: no valid JSON as a whole
+        rows = [
+            {"video": f"{clip}.mp4", "conversations": [{"value": text, "from": "gpt"}]} for clip, text in SAID.items()
+        ]
+        path.write_text(json.dumps(rows[:1]) + json.dumps(rows[1:]))
+    elif form == "csv":
+        lines = ["video_name;output"] + [f'{clip.zfill(6)};"{text}"' for clip, text in SAID.items()]
+        path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n")
+    elif form == "jsonl":
+        write_jsonl(path, ({"id": clip, "text": text} for clip, text in SAID.items()))
+    return path
+
+
+def truth(folder, text="video_name,label\n12583,4\n12584,2\n12590,7\n99999,1\n", name="set_5.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        ("lines", "lines"),
+        ("map", "json"),
+        ("indented", "json"),
+        ("list", "json"),
+        ("conversations", "json"),
+        ("resumed", "json"),
+        ("csv", "csv"),
+        ("jsonl", "jsonl"),
+    ],
+)
+def test_every_format_is_recognised_and_gives_the_same_predictions(tmp_path, form, found):
+    path = written(tmp_path, form)
+    assert detect(path) == found and needs_conversion(path, "auto", None)
+    facts = convert(path, tmp_path / "out.jsonl", DFEW, truth=truth(tmp_path))
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    assert {row["clip_id"]: row["response"] for row in rows} == SAID
+    assert {row["clip_id"]: row["label"] for row in rows} == TRUTH
+    assert facts == {"format": found, "n": 3, "n_wrapped": 0, "n_without": 1}
+    table = read_predictions(tmp_path / "out.jsonl", DFEW)
+    assert list(table.answers) == [3, 0, -1]
+
+
+def turns(label):
+    return [{"from": "human", "value": "?"}, {"from": "gpt", "value": label}]
+
+
+TABLES = {
+    "single.txt": "12583.mp4 anger\n12584.mp4 sadness\n12590.mp4 fear\n",
+    "truth.json": json.dumps(TRUTH),
+    "rl.json": json.dumps([{"video": f"x/{k}.mp4", "conversations": turns(v)} for k, v in TRUTH.items()]),
+    "clips.jsonl": "".join(json.dumps({"clip_id": k, "label": v}) + "\n" for k, v in {**TRUTH, "x": None}.items()),
+    "table.csv": "clip,emotion\n12583,angry\n12584,Sad\n12590,afraid\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_truth_table_may_have_any_of_these_forms(tmp_path, name):
+    assert read_truth(truth(tmp_path, TABLES[name], name), DFEW) == TRUTH
+
+
+def test_labels_and_answers_in_the_rows_need_no_truth_table(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('id,reasoning,prediction,gt\na,"A frown, a shout.",angry,angry\nb,A smile.,,sad\n')
+    facts = convert(path, tmp_path / "out.jsonl", DFEW)
+    assert read_jsonl(tmp_path / "out.jsonl") == [
+        {"clip_id": "a", "label": "angry", "response": "<think>A frown, a shout.</think><answer>angry</answer>"},
+        {"clip_id": "b", "label": "sad", "response": "A smile."},
+    ]
+    assert facts["n_wrapped"] == 1
+
+
+def test_reasoning_around_a_tagged_answer_is_put_into_think(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"id": "a", "text": "She weeps. <answer>sad</answer>", "label": "sad"}]))
+    convert(path, tmp_path / "out.jsonl", DFEW)
+    assert read_jsonl(tmp_path / "out.jsonl")[0]["response"] == "<think>She weeps. </think><answer>sad</answer>"
+
+
+def test_half_a_character_does_not_stop_the_conversion(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('[{"id": "a", "text": "\\ud83d\\ude00 \\ud83d", "label": "sad"}]')
+    convert(path, tmp_path / "out.jsonl", DFEW)
+    assert read_jsonl(tmp_path / "out.jsonl")[0]["response"] == "\U0001f600 \ufffd"
+
+
+def test_our_own_file_is_read_as_it_is(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    write_jsonl(path, [{"clip_id": "a", "label": "sad", "response": "x"}])
+    assert not needs_conversion(path, "auto", None)
+    assert needs_conversion(path, "auto", truth(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "message"),
+    [
+        ("just words\n", None, "the format cannot be told from its first line ('just words'); --format is one of"),
+        ('{"a": "x"', None, "not valid JSON"),
+        ('{"a": "x"}', None, "clip 'a': no label; --truth FILE names a table"),
+        ('{"b": "x"}', "video_name,label\na,1\n", "clip 'b': no label; it is not in"),
+        ("12583|x\nno bar\n77|y\n", "video_name,label\n12583,1\n", "clip '77': no label; it is not in"),
+        ("id,text\na,b,c\n", None, "more fields than the header's"),
+        ('id,text\na,"b\n', None, "not a CSV table"),
+        ('[{"text": "x"}]', None, "record 1: no id; it may be called clip_id"),
+        ('[{"id": "a", "label": "sad"}]', None, "no text; it may be called response"),
+        ('[{"id": "a", "text": "x", "label": "sad"}]', "video_name,label\na,1\n", "labelled sad here and happy in"),
+        ('[{"id": "a", "text": "x", "label": "bored"}]', None, "label 'bored' is none of happy, sad"),
+        ('[{"id": "a", "conversations": [{"from": "human", "value": "x"}]}]', None, "has no turn of the model"),
+        ('{"a": "x"}', "video_name,label\na,8\n", "label '8' is none of"),
+        ('{"a": "x"}', "video_name,label\na,1\na,2\n", "clip 'a' has two labels, happy and sad"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text, table, message):
+    path = tmp_path / "file.txt"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        convert(path, tmp_path / "out.jsonl", DFEW, truth=truth(tmp_path, table) if table else None)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_numbers_mean_labels_in_dfew_alone(tmp_path):
+    with pytest.raises(InputError, match="numbers are read for dfew alone"):
+        read_truth(truth(tmp_path, "video_name,label\na,1\n"), label_set("mafw"))
+
+
+def test_two_clips_that_share_a_bare_name_are_not_mixed_up(tmp_path):
+    table = truth(tmp_path, json.dumps({"x": 0}), "t.jsonl")
+    write_jsonl(table, [{"clip_id": f"{part}/1", "label": label} for part, label in (("a", "sad"), ("b", "fear"))])
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"b/1": "x"}))
+    convert(path, tmp_path / "out.jsonl", DFEW, truth=table)
+    assert read_jsonl(tmp_path / "out.jsonl") == [{"clip_id": "b/1", "label": "fear", "response": "x"}]
+    path.write_text(json.dumps({"1": "x"}))
+    with pytest.raises(InputError, match="clip '1': no label"):
+        convert(path, tmp_path / "out.jsonl", DFEW, truth=table)

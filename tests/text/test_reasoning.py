@@ -1,0 +1,105 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migr.errors import InputError
+from migr.text.format import parse, plain, render
+
+SEGMENTS = {"video": "The brows are lowered.", "audio": "The voice is harsh."}
+words = st.text(alphabet=st.characters(blacklist_characters="<>", blacklist_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip()
+)
+
+
+def test_a_target_is_read_back_as_it_was_written():
+    target = render(SEGMENTS, "The voice decides.", "angry", ["audio", "video"])
+    assert target.startswith("<think><audio>The voice is harsh.</audio><video>")
+    read = parse(target)
+    assert read.error is None and read.answer == "angry"
+    assert read.reasoning.order == ("audio", "video") and read.reasoning.conclusion == "The voice decides."
+    assert plain(read) == "The voice is harsh. The brows are lowered. The voice decides."
+
+
+@given(words, words, words)
+def test_whatever_words_are_rendered_can_be_read(video, audio, conclusion):
+    read = parse(render({"video": video, "audio": audio}, conclusion, "sad", ["video", "audio"]))
+    assert read.error is None
+    assert read.reasoning.segments == (("video", video.strip()), ("audio", audio.strip()))
+
+
+@pytest.mark.parametrize(
+    "segments, order",
+    [
+        ({"video": ""}, ["video"]),
+        ({"video": "a <audio>"}, ["video"]),
+        (SEGMENTS, ["video"]),
+        ({"video": "</think>"}, ["video"]),
+    ],
+)
+def test_a_target_that_cannot_be_read_back_is_an_error(segments, order):
+    with pytest.raises(InputError):
+        render(segments, "", "sad", order)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        "angry",
+        "<think>a</think>",
+        "<answer>sad</answer><think>a</think>",
+        "<think></think><answer>sad</answer>",
+        "<think>a</think><answer></answer>",
+        "<think>a</think><answer>sad</answer><answer>sad</answer>",
+        "<think>a<think>b</think></think><answer>sad</answer>",
+        "<think>a</think> so <answer>sad</answer>",
+        "<think>a</think><answer>sad</answer> bye",
+        "<think><video>a</think><answer>sad</answer>",
+        "<think><video>a<audio>b</audio></video></think><answer>sad</answer>",
+        "<think><video>a</video><video>b</video></think><answer>sad</answer>",
+        "<think><video></video></think><answer>sad</answer>",
+        "<think>a</video></think><answer>sad</answer>",
+        "<think>a<answer>sad</think></answer>",
+    ],
+)
+def test_a_response_of_another_format_has_an_error(response):
+    assert parse(response).error is not None
+
+
+def test_two_answers_are_no_answer():
+    assert parse("<think>a</think><answer>sad</answer><answer>happy</answer>").answer is None
+
+
+def test_text_without_tags_is_conclusion():
+    read = parse("<think>He smiles and laughs.</think><answer>happy</answer>")
+    assert read.error is None and read.reasoning.segments == () and read.reasoning.conclusion == "He smiles and laughs."
+
+
+@given(
+    st.text()
+    | st.lists(
+        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "<audio>", "a"])
+    ).map("".join)
+)
+def test_any_string_is_parsed_without_raising(text):
+    read = parse(text)
+    assert read.error is None or isinstance(read.error, str)
+    assert isinstance(plain(read), str)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>" * 150_000,
+        "<think>" + "<video>x</video>" * 60_000,
+        "<video>" * 140_000,
+        "<think>" + "<audio></video>" * 60_000,
+    ],
+)
+def test_a_megabyte_of_tags_is_parsed_in_linear_time(text):
+    whole = text + "</think><answer>sad</answer>"
+    start = time.perf_counter()
+    parse(whole)
+    assert time.perf_counter() - start < 5  # quadratic time would take minutes
