@@ -11,8 +11,7 @@ from migr.omni.prompt import question
 from migr.sources.reasoning import match, names_of, read_reasoning
 from migr.text.format import parse
 from migr.text.labels import DFEW
-from migr.text.sentences import CHOICES
-from stages.targets import order_of
+from stages.targets import CHOICES, order_of
 
 SEGMENTS = {"video": "The face shows a broad smile.", "audio": "The voice has a singing tone."}
 
