@@ -27,6 +27,7 @@ from migr.files.records import Row
 from migr.planted.wording import conclude, describe
 from migr.text.labels import DFEW
 
+LIMIT = 3.0  # of sentiment scores, as on CMU-MOSI
 SIZE, RATE, SAMPLE_RATE = 112, 6, 16000  # pixels, frames per second, samples per second
 SPLITS = ("train", "val", "test")
 CONFLICT = 0.5  # how often the degraded modality shows another emotion
@@ -55,7 +56,7 @@ _VOICE = {
 }
 
 
-def _identity(split: str, rng: random.Random) -> dict[str, Any]:
+def identity(split: str, rng: random.Random) -> dict[str, Any]:
     """A person: hues (degrees) and pitch (Hz) from interleaved bands, one half for train clips, one for the others."""
 
     def band(low: float, width: float, count: int) -> float:
@@ -87,10 +88,26 @@ def spec(seed: int, split: str, index: int) -> Row:
         "split": split,
         "seconds": rng.uniform(1.2, 1.6),
         "planted": {"dominant": dominant, "shown": shown, "quality": quality},
-        "identity": _identity(split, rng),
+        "identity": identity(split, rng),
         "segments": segments,
         "conclusion": conclude(dominant, bank, rng),
     }
+
+
+def face_of(shown: str | float) -> dict[str, float]:
+    """What a face that shows an emotion looks like, or one that shows a score: between neutral and sad or happy."""
+    if isinstance(shown, str):
+        return _FACE[shown]
+    rest, full, share = _FACE["neutral"], _FACE["happy" if shown > 0 else "sad"], abs(shown) / LIMIT
+    return {key: rest[key] + share * (full[key] - rest[key]) for key in rest}
+
+
+def voice_of(shown: str | float) -> dict[str, float]:
+    """What a voice that shows an emotion, or a score, sounds like."""
+    if isinstance(shown, str):
+        return dict(zip(_VOICE_KEYS, _VOICE[shown], strict=True))
+    rest, full, share = voice_of("neutral"), voice_of("happy" if shown > 0 else "sad"), abs(shown) / LIMIT
+    return {key: rest[key] + share * (full[key] - rest[key]) for key in rest}
 
 
 def _hsl(hue: float, saturation: float, light: float) -> str:
@@ -100,7 +117,7 @@ def _hsl(hue: float, saturation: float, light: float) -> str:
 def draw_frames(row: Row, rng: np.random.Generator) -> np.ndarray:
     """The face of one clip as uint8 frames of shape (T, 112, 112, 3), degraded as planted."""
     who, quality = row["identity"], row["planted"]["quality"]["video"]
-    target, rest = _FACE[row["planted"]["shown"]["video"]], _FACE["neutral"]
+    target, rest = face_of(row["planted"]["shown"]["video"]), face_of("neutral")
     count = round(row["seconds"] * RATE)
     strength = rng.uniform(0.85, 1.1)
     wobble = rng.normal(0, 0.06, size=len(target))
@@ -153,7 +170,7 @@ def draw_frames(row: Row, rng: np.random.Generator) -> np.ndarray:
 def synthesise(row: Row, rng: np.random.Generator) -> np.ndarray:
     """The voice of one clip as float32 samples at 16 kHz: a pulse source, syllables, three formants, then the noise."""
     who, quality = row["identity"], row["planted"]["quality"]["audio"]
-    v = dict(zip(_VOICE_KEYS, _VOICE[row["planted"]["shown"]["audio"]], strict=True))
+    v = voice_of(row["planted"]["shown"]["audio"])
     n = round(row["seconds"] * SAMPLE_RATE)
     u = np.arange(n) / n
     seconds = u * row["seconds"]

@@ -24,7 +24,6 @@ from migr.planted import clips as planted
 from migr.text.labels import DFEW
 
 MANIFEST_KEYS = ("clip_id", "label", "split", "planted", "transcript", "sentiment")
-LIMIT = 3.0  # of sentiment scores, as on CMU-MOSI
 
 SAID = {
     "happy": ("glad", "delighted", "wonderful", "cheerful", "lucky", "laughing", "thrilled", "a gift"),
@@ -76,7 +75,7 @@ def _clip(kind: str, seed: int, split: str, index: int, rng: random.Random, **fa
         "clip_id": f"{kind}-{split}-{index:05d}",
         "split": split,
         "seconds": rng.uniform(1.2, 1.6),
-        "identity": planted._identity(split, rng),
+        "identity": planted.identity(split, rng),
         "draw": [seed, planted.SPLITS.index(split), index],
         **facts,
     }
@@ -112,9 +111,9 @@ def text(seed: int, split: str, index: int) -> Row:
 def sentiment(seed: int, split: str, index: int) -> Row:
     """A score drawn evenly from [-3, 3]; the degraded modality shows, half of the time, another score."""
     rng = random.Random(f"sentiment {seed} {split} {index}")
-    score, dominant = round(rng.uniform(-LIMIT, LIMIT), 2), ("video", "audio")[index % 2]
+    score, dominant = round(rng.uniform(-planted.LIMIT, planted.LIMIT), 2), ("video", "audio")[index % 2]
     other = "audio" if dominant == "video" else "video"
-    second = round(rng.uniform(-LIMIT, LIMIT), 2) if rng.random() < planted.CONFLICT else score
+    second = round(rng.uniform(-planted.LIMIT, planted.LIMIT), 2) if rng.random() < planted.CONFLICT else score
     quality = {dominant: rng.uniform(0.85, 1.0), other: rng.uniform(0.1, 0.4)}
     truth = {"dominant": dominant, "shown": {dominant: score, other: second}, "quality": quality}
     return _clip("sentiment", seed, split, index, rng, label=None, sentiment=score, planted=truth)
@@ -137,25 +136,12 @@ def noisy(seed: int, split: str, index: int, modality: str, level: float) -> Row
     return {**row, "draw": [seed, planted.SPLITS.index(split), index]}
 
 
-def between(score: float) -> float:
-    """Teach the renderer what face and voice of a score look and sound like; returns the key they are under."""
-    far, share = ("happy" if score > 0 else "sad"), abs(score) / LIMIT
-    rest, full = planted._FACE["neutral"], planted._FACE[far]
-    planted._FACE[score] = {key: rest[key] + share * (full[key] - rest[key]) for key in rest}  # type: ignore[index]
-    pairs = zip(planted._VOICE["neutral"], planted._VOICE[far], strict=True)
-    planted._VOICE[score] = tuple(low + share * (high - low) for low, high in pairs)  # type: ignore[index,assignment]
-    return score
-
-
 def render(job: tuple[Row, str]) -> None:
     """Draw, synthesise and write one clip; one that is there already is kept."""
     row, root = job
     path = Path(root) / "clips" / f"{row['clip_id']}.mp4"
     if path.exists():
         return
-    for shown in row["planted"]["shown"].values():
-        if isinstance(shown, float):
-            between(shown)
     rng = np.random.default_rng(row["draw"])
     partial = path.with_suffix(".partial.mp4")
     planted.write_clip(partial, planted.draw_frames(row, rng), planted.synthesise(row, rng))

@@ -212,7 +212,6 @@ def test_noise_changes_one_modality_of_the_very_same_clip():
 
 
 def test_a_face_between_neutral_and_happy_lies_halfway():
-    key = planted_variants.between(1.5)
-    face, rest, full = (planted._FACE[name] for name in (key, "neutral", "happy"))
+    face, rest, full = map(planted.face_of, (1.5, "neutral", "happy"))
     assert all(face[k] == pytest.approx((rest[k] + full[k]) / 2) for k in rest)
-    assert planted._VOICE[planted_variants.between(-3.0)] == pytest.approx(planted._VOICE["sad"])
+    assert planted.voice_of(-3.0) == pytest.approx(planted.voice_of("sad"))
