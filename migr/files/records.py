@@ -29,7 +29,7 @@ def iter_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[Row]:
     path, required = Path(path), tuple(required)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
                 if not line.strip():

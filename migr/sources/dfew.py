@@ -10,6 +10,7 @@ from pathlib import Path
 from migr.errors import InputError
 from migr.sources.listed import SPLITS, Listed, files_by_number, need, once
 from migr.sources.table import lines
+from migr.sources.tables import check_name, names_of
 from migr.text.labels import label_set
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -36,9 +37,11 @@ def read(root: Path, fold: int, frames: bool = False) -> Listed:
         table = root / "EmoLabel_DataSplit" / f"{split}(single-labeled)" / f"set_{fold}.csv"
         need(table, "--root must be the DFEW folder that holds EmoLabel_DataSplit and Clip")
         for number, row in lines(table, ("video_name", "label")):
-            where, name, label = f"{table}:{number}", row["video_name"].strip(), row["label"].strip()
+            where, name = f"{table}:{number}", names_of(row["video_name"])[-1]
+            label = row["label"].strip().removesuffix(".0")
+            check_name(where, row["video_name"])
             if not (name.isascii() and name.isdigit()):
-                raise InputError(f"{where}: video_name must be a clip's number, not {name!r}")
+                raise InputError(f"{where}: video_name must be a clip's number, not {row['video_name']!r}")
             if label not in tuple("1234567"):
                 raise InputError(f"{where}: label must be 1 to 7, not {label!r}")
             clip_id = f"{int(name):05d}"

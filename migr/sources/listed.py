@@ -74,5 +74,8 @@ def once(where: str, clip_id: str, seen: dict[str, str]) -> None:
         InputError: It was named before.
     """
     if clip_id in seen:
-        raise InputError(f"{where}: clip {clip_id} is named twice, first in {seen[clip_id]}")
+        raise InputError(
+            f"{where}: clip {clip_id} is named twice, first in {seen[clip_id]} (a column clip_id tells apart what "
+            "differs in its ending or folder only)"
+        )
     seen[clip_id] = where

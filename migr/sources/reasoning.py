@@ -3,17 +3,15 @@
 A row names its clip as its source does (a path, a file name, a number); `match` finds the clips that are meant.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from migr.clips.manifest import Clip
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_json
-from migr.sources.spreadsheet import spreadsheet_rows
+from migr.sources.tables import MEDIA_ENDINGS, check_name, names_of, read_table
 from migr.text.format import MODALITIES, parse
 
-_MEDIA = ("mp4", "avi", "mov", "mkv", "webm", "flv", "wmv", "mpg", "mpeg", "m4v", "wav", "mp3", "m4a", "flac", "ogg")
 # column names, in the order in which they are looked for
 _IDS = ("clip_id", "name", "clip", "video", "file", "filename", "file_name", "video_name", "id", "path")
 _CAPTIONS = ("english", "caption", "description", "descriptive_text", "text", "en")
@@ -126,7 +124,7 @@ def _table(path: Path) -> Iterator[Row]:
     entries = _numbered(path) if path.suffix.casefold() == ".jsonl" else _table_rows(path, texts)
     for number, row in entries:
         name, video = _one_of(row, [key for key in _IDS if key != "video"]), _one_of(row, ["video"])
-        if name is None and video is not None and video.casefold().endswith(_MEDIA):  # a file, no description
+        if name is None and video is not None and video.casefold().endswith(MEDIA_ENDINGS):  # a file, no description
             name, row = video, {key: value for key, value in row.items() if str(key).strip().casefold() != "video"}
         if name is None:
             raise InputError(f"{path}:{number}: no clip ({', '.join(_IDS)}); columns: {', '.join(row)}")
@@ -152,40 +150,24 @@ def _one_of(row: Row, keys: Iterable[str]) -> str | None:
     return next((text for key in keys if (text := str(named.get(key) or "").strip())), None)
 
 
-def _open(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from file
+        with path.open(encoding="utf-8-sig") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(_open(path), 1) if line.strip())
-
-
 def _table_rows(path: Path, texts: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Rows of a CSV or TSV file with a header, the delimiter the one that the header holds most of, or of a sheet."""
-    if path.suffix.casefold() == ".xlsx":
+    """Rows of a table with a column for the clip and another one for a text."""
 
-        def fits(names: Sequence[str]) -> bool:
-            named = {name.casefold() for name in names}
-            return any(clip in named and not named.isdisjoint({*texts} - {clip}) for clip in _IDS)
+    def fits(names: Sequence[str]) -> bool:
+        return any(clip in names and not set(names).isdisjoint({*texts} - {clip}) for clip in _IDS)
 
-        need = f"a column for the clip ({', '.join(_IDS)}) and one for a text ({', '.join(texts)})"
-        yield from spreadsheet_rows(path, fits, need)
-        return
-    header = next(_open(path), "")
-    reader = csv.DictReader(_open(path), delimiter=max("\t,;", key=header.count), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(f"{path}:{reader.line_num}: not as many fields as the header has ({header.strip()!r})")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: behind line {reader.line_num}: {error} (a quotation mark without its end?)"
-        ) from None
+    need = f"a column for the clip ({', '.join(_IDS)}) and one for a text ({', '.join(texts)})"
+    for number, row in read_table(path, fits, need):
+        check_name(f"{path}:{number}", _one_of(row, _IDS) or "")
+        yield number, row
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -195,16 +177,6 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "table": _table,
 }
 FORMATS = ("auto", *_READERS)
-
-
-def names_of(value: str) -> list[str]:
-    """The names that a clip may go by: as written, its file name without folder and media suffix, its bare number."""
-    path = PurePosixPath(str(value).strip().replace("\\", "/"))
-    stem = path.stem if path.suffix[1:].casefold() in _MEDIA else path.name
-    names = [str(value).strip(), stem]
-    if stem.isascii() and stem.isdigit():
-        names.append(str(int(stem)))
-    return list(dict.fromkeys(names))
 
 
 def match(path: str | Path, rows: Sequence[Row], clips: Sequence[Clip]) -> dict[str, Row]:

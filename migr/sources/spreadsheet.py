@@ -27,15 +27,15 @@ _Cells = dict[int, str]  # column from 1 -> text; blank cells are left out
 
 
 def spreadsheet_rows(path: Path, fits: Callable[[Sequence[str]], bool], need: str) -> list[tuple[int, Row]]:
-    """The rows below the header, each column's text by its name ("" where a cell is blank); blank rows are left out.
+    """The rows below the header, each column's text by its name in small letters ("" where a cell is blank).
 
     The first sheet is read if it has the wanted columns, else the only one that has them. The header is the first row
-    with these columns among the first five; columns without a name are passed over. Whole numbers are written
-    without a point (25), dates as ISO 8601.
+    with these columns among the first five; blank rows and columns without a name are passed over. Whole numbers are
+    written without a point (25), dates as ISO 8601.
 
     Args:
         path: The file.
-        fits: Whether the names of a row's cells are those of a header with the wanted columns.
+        fits: Whether these names, in small letters, are a header with the wanted columns.
         need: What is wanted, for messages.
 
     Returns:
@@ -48,7 +48,7 @@ def spreadsheet_rows(path: Path, fits: Callable[[Sequence[str]], bool], need: st
     found: dict[str, list[tuple[int, _Cells]]] = {}
     headers: dict[str, int] = {}  # sheet -> index of its header
     for title, rows in _sheets(path).items():
-        fit = (i for i, (_, cells) in enumerate(rows[:_HEADER]) if fits(list(cells.values())))
+        fit = (i for i, (_, cells) in enumerate(rows[:_HEADER]) if fits([name.casefold() for name in cells.values()]))
         found[title], headers[title] = rows, next(fit, -1)
     fitting = [title for title, at in headers.items() if at >= 0]
     if not fitting:
@@ -59,8 +59,9 @@ def spreadsheet_rows(path: Path, fits: Callable[[Sequence[str]], bool], need: st
         raise InputError(f"{path}: the sheets {names} have {need}: leave one of them, or put it first")
     rows, at = found[fitting[0]], headers[fitting[0]]
     number, header = rows[at]
-    folded = [name.casefold() for name in header.values()]
-    if twice := next((name for name in header.values() if folded.count(name.casefold()) > 1), None):
+    header = {column: name.casefold() for column, name in header.items()}
+    columns = list(header.values())
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise InputError(f"{path}:{number}: two columns are named {twice!r}; rename one")
     result = []
     for number, cells in rows[at + 1 :]:

@@ -5,19 +5,22 @@ Optional: `split`, `clip_id` (default: the path without its ending), `transcript
 that are measured here (`duration`, `fps`, ...).
 """
 
-import csv
+import os
+import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from migr.clips.manifest import recorded_root
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_json
 from migr.sources.listed import Listed, once
-from migr.sources.spreadsheet import spreadsheet_rows
+from migr.sources.tables import check_name, names_of, read_table
 from migr.text.labels import LabelSet
 
 _MEASURED = ("has_video", "has_audio", "duration", "fps", "frames", "width", "height", "sample_rate")
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xlsm")
 
 
 def read(tables: Sequence[Path], root: Path, labels: LabelSet, split: str) -> Listed:
@@ -65,12 +68,14 @@ def _row(where: str, given: Row, start: Path, root: Path, labels: LabelSet, spli
     if not isinstance(path, str) or not path.strip():
         raise InputError(f"{where}: path must be a non-empty text, not {path!r}")
     if "://" not in path:
-        whole = start / path
+        whole = start / as_on_disk(start, path.strip())
         bases = [base for base in (root.absolute(), root.resolve()) if whole.is_relative_to(base)]
         path = (whole.relative_to(bases[0]) if bases else whole).as_posix()  # absolute: refused as outside the root
     clip_id = str(given.get("clip_id") or Path(path).with_suffix("").as_posix())
+    for name in (path, clip_id):
+        check_name(where, name)
     row = {"clip_id": clip_id, "path": path, "label": _label(where, given["label"], labels)}
-    row["split"] = given.get("split") or split
+    row["split"] = given.get("split") or given.get("mode") or split  # `mode` in MOSI, MOSEI and CH-SIMS
     for key in ("split", "transcript"):
         if not isinstance(given.get(key), str | None):
             raise InputError(f"{where}: {key} must be a text, not {given[key]!r}")
@@ -83,44 +88,67 @@ def _label(where: str, given: Any, labels: LabelSet) -> str | None:
         return None
     label = labels.canonical(given) if isinstance(given, str) else None
     if label is None:
+        try:
+            float(given)
+            hint = "a number is no emotion: name a column of scores `sentiment`, and leave label empty"
+        except (TypeError, ValueError):
+            hint = f"--labels {labels.name}; a file with one label a line, `happy: joy, joyful`, adds synonyms"
         raise InputError(
-            f"{where}: label {given!r} is not one of {', '.join(labels.labels)}, nor a known synonym "
-            f"(--labels {labels.name}; a file with one label a line, `happy: joy, joyful`, adds synonyms)"
+            f"{where}: label {given!r} is not one of {', '.join(labels.labels)}, nor a known synonym ({hint})"
         )
     return label
 
 
+def as_on_disk(folder: Path, path: str) -> str:
+    """A path as the file system has it: tables come with back slashes, another form of é, and without leading zeros.
+
+    Returns:
+        The path itself if it is there, or if nothing (or more than one thing) there goes by its name.
+    """
+    if (folder / path).exists():
+        return path
+    place = PurePosixPath(path.replace("\\", "/"))
+    parts: list[str] = []
+    for part in place.parts:
+        here = folder.joinpath(*parts)
+        if not (here / part).exists():
+            same = _entries(here).get(_folded(part), [])
+            part = same[0] if len(same) == 1 else part
+        parts.append(part)
+    return PurePosixPath(*parts).as_posix()
+
+
+@lru_cache(maxsize=64)
+def _entries(folder: Path) -> dict[str, list[str]]:
+    """What a folder holds, by its folded name."""
+    entries: dict[str, list[str]] = {}
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        entries.setdefault(_folded(name), []).append(name)
+    return entries
+
+
+def _folded(name: str) -> str:
+    """A file's name without what programs change in it: the form of its letters, and zeros before a number."""
+    return names_of(name)[-1] + PurePosixPath(unicodedata.normalize("NFC", name)).suffix
+
+
 def lines(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """The rows of a CSV, XLSX or JSON Lines file with their line (or row) numbers.
+    """The rows of a table or JSON Lines file with their line (or row) numbers.
 
     Raises:
         InputError: No such file, another ending, not text, a required column is absent; names file and line.
     """
-    if table.suffix == ".jsonl":
+    ending = table.suffix.casefold()
+    if ending == ".jsonl":
         for row, number in zip(iter_jsonl(table, required), _numbers(table), strict=False):
             yield number, row
         return
-    if table.suffix == ".xlsx":
-        need = f"the columns {', '.join(required)}"
-        yield from spreadsheet_rows(table, lambda names: set(required) <= set(names), need)
-        return
-    if table.suffix != ".csv":
-        raise InputError(f"{table}: must end in .csv, .xlsx or .jsonl")
-    if not table.is_file():
-        raise InputError(f"{table}: no such file")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            if missing := [name for name in required if name not in (reader.fieldnames or [])]:
-                raise InputError(f"{table}:1: the first line must name the columns; {', '.join(missing)} is not there")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise InputError(f"{table}:{reader.line_num}: another number of columns than in the first line")
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise InputError(f"{table}:{reader.line_num}: not valid CSV ({error})") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{table}: not UTF-8 text ({error}); save it as UTF-8") from None
+    if ending not in _TABLES:
+        raise InputError(f"{table}: must end in {', '.join(_TABLES)} or .jsonl")
+    need = f"the columns {', '.join(required)}"
+    if "path" in required:
+        need += " (of a table like CH-SIMS' with video_id and clip_id, make a column path: video_id/clip_id.mp4)"
+    yield from read_table(table, lambda names: set(required) <= set(names), need)
 
 
 def _numbers(path: Path) -> Iterator[int]:

@@ -144,7 +144,7 @@ ENTITY = f'<!DOCTYPE x [<!ENTITY a "aaaa">]><worksheet {SPACE}><sheetData>&a;</s
         (lambda file: save(file, a=[]), "first rows: 'a': empty"),
         (lambda file: save(file, a=[["clip", "english"]]), "no reasoning in it"),
         (lambda file: save(file, a=[["clip", "text", "Text"], [1, "x", "y"]]), ":1: two columns are named 'text'"),
-        (lambda file: save(file, a=[*CAPTIONS, [27, None, "#N/A"]]), ":4: cell C4 (English) holds the error #N/A"),
+        (lambda file: save(file, a=[*CAPTIONS, [27, None, "#N/A"]]), ":4: cell C4 (english) holds the error #N/A"),
         (lambda file: save(file, a=[*CAPTIONS, [27, "空"]]), ":4: no column for a caption"),
         (lambda file: None, "no such file"),
     ],

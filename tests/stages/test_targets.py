@@ -8,7 +8,8 @@ from migr.clips.manifest import Clip
 from migr.errors import InputError
 from migr.files.records import read_jsonl, write_jsonl
 from migr.omni.prompt import question
-from migr.sources.reasoning import match, names_of, read_reasoning
+from migr.sources.reasoning import match, read_reasoning
+from migr.sources.tables import names_of
 from migr.text.format import parse
 from migr.text.labels import DFEW
 from stages.targets import CHOICES, order_of
@@ -283,11 +284,11 @@ def test_each_format_is_read(tmp_path, name, form, content, rows):
         ("x.json", "auto", json.dumps([conversation("a.mp4", "sad")]), r"entry 1 \(a.mp4\): .*file of bare labels"),
         ("x.json", "auto", json.dumps([conversation("a.mp4", "<think> no end")]), "entry 1 .*empty or not closed"),
         ("x.csv", "auto", "name,english\na,\n", "x.csv:2: clip a: no text"),
-        ("x.csv", "auto", "who,english\na,He nods.\n", "x.csv:2: no clip"),
-        ("x.csv", "auto", "name,text\na,He nods, twice.\n", "x.csv:2: not as many fields"),
-        ("x.csv", "auto", 'name,text\na,"He nods\n', "x.csv: behind line 1: .*quotation mark"),
+        ("x.csv", "auto", "who,english\na,He nods.\n", "x.csv:1: no header names a column for the clip"),
+        ("x.csv", "auto", "name,text\na,He nods, twice.\n", "x.csv:2: another number of columns"),
+        ("x.csv", "auto", 'name,text\na,"He nods\n', "x.csv:2: .*quotation mark"),
         ("x.csv", "auto", "name,text\n", "no reasoning in it"),
-        ("x.csv", "captions", "name,note\na,He nods.\n", "x.csv:2: no column for a caption"),
+        ("x.csv", "captions", "name,note\na,He nods.\n", "x.csv:1: no header names .*caption"),
         ("x.txt", "captions", "00025.mp4\n", "x.txt:1: expected a clip"),
         ("x.xls", "captions", "PK", "save it as .xlsx, CSV"),
         ("x.jsonl", "poem", "{}", "'poem' is not one of auto, segments"),
