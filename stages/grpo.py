@@ -71,8 +71,10 @@ def main() -> None:
     from migr.rollout.remote import find_server
     from migr.rollout.rollouts import check_vllm
     from migr.text.labels import label_set
+    from migr.training.card import write_card
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
+    from migr.training.history import reward_line, warnings
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards
@@ -149,10 +151,16 @@ def main() -> None:
     # Save
     trainer.save_model(config.output_dir)
     trainer.save_state()
+    history = trainer.state.log_history
+    if trainer.is_world_process_zero():
+        counts = {"clips": f"{len(clips)} of {args.clips}, split {args.split}", "importance": args.importance}
+        write_card(config.output_dir, "GRPO", args.card_settings(config), counts, history)
     finish(config.output_dir, {"steps": result.global_step, "clips": len(clips)})
     if trainer.is_world_process_zero():
         seconds = result.metrics["train_runtime"]
-        print(f"grpo: {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}")
+        for sentence in warnings(history):
+            print(f"note: {sentence}")
+        print(f"grpo: {reward_line(history)}; {result.global_step} steps, {seconds:.0f} s -> {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def main() -> None:
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor, load_thinker
     from migr.text.labels import label_set
+    from migr.training.card import write_card
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
@@ -108,6 +109,12 @@ def main() -> None:
     trainer.save_state()
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = logged[-1] if logged else result.training_loss  # the trainer's own mean is wrong in a resumed run
+    if trainer.is_world_process_zero():
+        counts = {
+            "clips": f"{len({row['clip_id'] for row in rows})} of {args.clips}",
+            "targets": f"{len(rows)} of {args.targets}",
+        }
+        write_card(config.output_dir, "SFT", args.card_settings(config), counts, trainer.state.log_history)
     finish(config.output_dir, {"loss": loss, "steps": result.global_step, "rows": len(rows)})
     if trainer.is_world_process_zero():
         effort = f"{result.global_step} steps, {result.metrics['train_runtime']:.0f} s"

@@ -12,6 +12,7 @@ from eval.report import write_page
 from migr.files.records import atomic, read_json, write_json
 from migr.planted.truth import segment_truth
 from migr.text.labels import label_set
+from migr.training.history import PANELS, plot, read_history
 
 KEYS = ("war", "uar", "inconsistent_among_correct", "inconsistent_among_all", "epc", "starts_with_dominant")
 
@@ -35,7 +36,8 @@ def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
     for variant, figures in metrics.items():
         predictions, judgements = (run / "eval" / variant / f"{name}.jsonl" for name in ("predictions", "judgements"))
         runs.append(Run(variant, figures, label_set("dfew"), predictions, judgements, importances, clips))
-    curve = plot_training(run, variants)
+    curve = run / "grpo" / "curves.png"
+    plot({variant: read_history(run / "grpo" / variant) for variant in variants}, curve, list(PANELS)[:1])
     gates = [("Modality importance", [run / "importance" / "gates.png"]), ("Consistency during GRPO", [curve])]
     write_page(
         run / "report.html",
@@ -60,37 +62,6 @@ def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
 
 def _truth(figures: Mapping[str, Any]) -> str:
     return f"{percent(figures['segment_truth'])}, n {figures['segment_truth_n']}"
-
-
-def plot_training(run: Path, variants: Sequence[str]) -> Path:
-    """Plot the rewards' means and the inconsistency of sampled reasoning over the steps of GRPO."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = {
-        "rewards/accuracy/mean": "accuracy",
-        "rewards/consistency/mean": "consistency",
-        "rewards/grounding/mean": "grounding",
-        "inconsistent_among_correct": "inconsistent among correct",
-    }
-    figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants), 3.4), sharey=True, squeeze=False)
-    for axis, variant in zip(axes[0], variants, strict=True):
-        history = read_json(run / "grpo" / variant / "trainer_state.json")["log_history"]
-        for key, name in names.items():
-            points = [(row["step"], row[key]) for row in history if key in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name)
-        axis.set(title=variant, xlabel="GRPO step", ylim=(-0.02, 1.02))
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
-    axes[0][0].set_ylabel("mean over sampled responses")
-    figure.tight_layout()
-    path = run / "grpo" / "curves.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
 
 
 def show(run: Path, seconds: float) -> None:
