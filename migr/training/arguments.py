@@ -72,7 +72,9 @@ class OmniArguments:
         """What the model card says of the settings: ours, and those of the trainer that shape the result."""
         names = ["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"]
         names += ["gradient_accumulation_steps", "num_generations", "temperature", "beta", "reward_weights", "seed"]
-        values = {key: value for key, value in vars(self).items() if key not in ("clips", "targets", "overwrite")}
+        values = {
+            key: value for key, value in vars(self).items() if key not in ("clips", "targets", "cache_dir", "overwrite")
+        }
         return values | {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
 
     def require(self, *names: str) -> None:
