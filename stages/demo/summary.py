@@ -89,7 +89,7 @@ def write_results(runs: Mapping[int, Path], variants: Sequence[str], out: Path) 
     Args:
         runs: Seed -> folder of its run.
         variants: Which of them, the one that others are compared with first.
-        out: Markdown file; `results_notes.md` beside it is put at its end.
+        out: Markdown file; `results_notes.md` beside it says what they mean.
     """
     results = {seed: read_json(run / "results.json") for seed, run in runs.items()}
     lines = [
@@ -119,9 +119,7 @@ def write_results(runs: Mapping[int, Path], variants: Sequence[str], out: Path) 
         base, right = percent(result["base"]["all"]["right"]), percent(result["importance"]["accuracy"])
         for name, row in result["judges"].items():
             lines.append(f"| {seed} | {base} | {right} | {name} | {percent(row['accuracy'])} of {row['n']} |")
-    notes = out.with_name("results_notes.md")
-    if notes.exists():
-        lines += ["", notes.read_text(encoding="utf-8").rstrip()]
+    lines += ["", "What they mean, and what was tried: [results_notes.md](results_notes.md)."]
     with atomic(out) as file:
         file.write("\n".join(lines) + "\n")
     print(f"experiment: {len(runs)} seeds, {len(variants)} variants -> {out}")
