@@ -125,7 +125,6 @@ def explain(
         raise InputError(f"{path}: neither video nor sound in it")
     net = load_fusion(importance, labels) if importance is not None else None
 
-    from eval.figures.tally import answer_of
     from migr.engine import Request, open_engine
     from migr.engine.transformers import TransformersEngine
     from migr.omni.prompt import question, render_prompt
@@ -140,7 +139,7 @@ def explain(
         prompt = render_prompt(inputs.processor, question(labels.labels), clip.has_video, clip.has_audio)
         (generation,) = engine.generate([Request(str(path), prompt, decoded)])
         response = parse(generation.text)
-        answer = answer_of(response, labels)
+        answer = response.label(labels)
         weights, about = None, None
         if net is not None:
             weights, about = weigh(net, engine.model, inputs, clip, answer, labels)

@@ -55,9 +55,10 @@ def main(argv: Sequence[str]) -> Row:
 
     # Texts
     if args.predictions is not None:
-        from eval.figures.tally import PREDICTION_KEYS, reasoning_of
+        from eval.figures.tally import PREDICTION_KEYS
+        from migr.text.format import parse
 
-        texts = [reasoning_of(row["response"]) for row in iter_jsonl(args.predictions, PREDICTION_KEYS)]
+        texts = [parse(row["response"]).plain for row in iter_jsonl(args.predictions, PREDICTION_KEYS)]
         rows: list[Row] = []
     else:
         rows = labelled_texts(args.texts, labels)

@@ -5,7 +5,6 @@ from typing import Any
 from migr.text.format import parse
 from migr.text.labels import LabelSet
 from reward.format import text_of
-from reward.score import LONGEST
 
 
 class AccuracyReward:
@@ -18,8 +17,5 @@ class AccuracyReward:
 
     def __call__(self, completions: list[Any], label: list[str], **_: Any) -> list[float | None]:
         """One number a completion; `label` is the data set's column."""
-        answers = [parse(text_of(completion)[:LONGEST]).answer for completion in completions]
-        return [
-            float(answer is not None and self.labels.canonical(answer) == truth)
-            for answer, truth in zip(answers, label, strict=True)
-        ]
+        answers = [parse(text_of(completion)).label(self.labels) for completion in completions]
+        return [float(answer == truth) for answer, truth in zip(answers, label, strict=True)]

@@ -3,7 +3,6 @@
 from typing import Any
 
 from migr.text.format import parse
-from reward.score import LONGEST
 
 
 def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
@@ -16,7 +15,7 @@ def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
         One number a completion.
     """
     texts = [text_of(completion) for completion in completions]
-    return [float(len(text) <= LONGEST and parse(text).error is None) for text in texts]
+    return [float(parse(text).error is None) for text in texts]
 
 
 def text_of(completion: Any) -> str:

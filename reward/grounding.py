@@ -4,7 +4,7 @@ from typing import Any
 
 from migr.text.format import parse
 from reward.format import text_of
-from reward.score import LONGEST, grounding
+from reward.score import grounding
 
 
 def grounding_reward(completions: list[Any], importance: list[dict[str, float | None]], **_: Any) -> list[float | None]:
@@ -18,7 +18,4 @@ def grounding_reward(completions: list[Any], importance: list[dict[str, float | 
         One number or None a completion.
     """
     weights = [{m: w for m, w in (row or {}).items() if w is not None} for row in importance]
-    return [
-        grounding(parse(text_of(completion)[:LONGEST]), row)
-        for completion, row in zip(completions, weights, strict=True)
-    ]
+    return [grounding(parse(text_of(completion)), row) for completion, row in zip(completions, weights, strict=True)]

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from migr.judge import Judge
-from migr.text.format import Response, parse, plain
+from migr.text.format import Response, parse
 from migr.text.labels import LabelSet
-
-LONGEST = 20_000  # characters of a response that are scored
 
 # Words that speak of one modality. Ours; from descriptions of faces and voices in general.
 _WORDS = {
@@ -41,9 +39,9 @@ class Score:
 
 def read(text: str, label: str, labels: LabelSet, judge: Judge) -> Score:
     """Parse a response, compare its answer with the label, and let the judge read its reasoning."""
-    response = parse(text[:LONGEST])
-    answer = labels.canonical(response.answer) if response.answer else None
-    judgement = judge.judge([plain(response)])[0]
+    response = parse(text)
+    answer = response.label(labels)
+    judgement = judge.judge([response.plain])[0]
     agreement = None
     if answer is not None and judgement.probabilities:
         agreement = min(1.0, max(0.0, judgement.probabilities.get(answer, 0.0)))

@@ -32,7 +32,7 @@ from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, digest, read_jsonl
 from migr.omni.prompt import DESCRIBE, render_prompt
-from migr.text.format import parse
+from migr.text.format import block, parse
 from migr.text.labels import LabelSet, label_set
 
 MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
@@ -80,8 +80,8 @@ def row_of(clip: Clip, said: dict[str, Any], by: str, labels: LabelSet) -> Row:
     unusable: dict[str, str] = {}
     for modality, generation in said.items():
         text = " ".join(generation.text.split())
-        read = parse(f"<think><{modality}>{text}</{modality}></think><answer>x</answer>")  # as a target will be
-        (unusable if read.error else usable)[modality] = text
+        target = parse(block("think", block(modality, text)) + block("answer", "x"))  # as a target will be
+        (unusable if target.error else usable)[modality] = text
     segments = dict(usable)
     if transcript := str(clip.extra.get("transcript") or "").strip():
         segments["text"] = transcript

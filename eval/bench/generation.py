@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.figures.tally import reasoning_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.media import MediaSettings
 from migr.engine import Request, open_engine
@@ -29,6 +28,7 @@ from migr.judge.prompt import filled, prompt_for
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
 from migr.omni.prompt import question, render_prompt
+from migr.text.format import parse
 from migr.text.labels import label_set
 
 ENGINES = {
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Tim
         with open_engine(args.model, backend, max_new_tokens=args.max_new_tokens, batch_size=size) as engine:
             list(engine.generate(map(answer, clips[:4])))
             generation[title] = timed(engine, clips, answer, args.repeats)
-            reasonings = reasonings or [reasoning_of(text) or text for text in generation[title].texts]
+            reasonings = reasonings or [parse(text).plain or text for text in generation[title].texts]
             list(engine.generate(map(name, reasonings[:4])))
             judging[title] = timed(engine, reasonings, name, args.repeats)
     start = time.perf_counter()

@@ -1,49 +1,33 @@
 """How far a segment rests on the clip and an answer on the reasoning: what eval/grounding.py measures. Ours."""
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.tally import answer_of
 from migr.clips.manifest import Clip
 from migr.files.records import Row, digest
-from migr.text.format import parse
+from migr.text.format import Response, parse, until_answer
 from migr.text.labels import LabelSet
-from reward.score import LONGEST, speaks_of
 
 if TYPE_CHECKING:
     from migr.clips.media import Media
     from migr.engine import Request, Score
 
 CHANGES = ("blank", "other")  # what is done to a segment's modality
-_SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
 Ask = Callable[[Clip], "Request"]
 
 
-def spans_of(response: str) -> list[tuple[str, int, int]]:
+def spans_of(response: Response) -> list[tuple[str, int, int]]:
     """Where a response speaks of which modality: (modality, first character, behind the last), in order.
 
     They are the tagged segments. Where there are none (other systems' output), each sentence of the reasoning counts
-    for the modality that its words speak of, or not at all.
+    for the first modality that it gives evidence from, or not at all.
     """
-    reasoning = parse(response).reasoning
-    if reasoning is None:
-        return []
-    found, position = [], 0
-    for modality, text in reasoning.segments:
-        start = response.index(text, response.index(f"<{modality}>", position))
-        position = start + len(text)
-        found.append((modality, start, position))
-    if not found:
-        begin = response.index("<think>") + len("<think>")
-        for match in _SENTENCE.finditer(response, begin, min(response.index("</think>", begin), begin + LONGEST)):
-            if spoken := speaks_of(match.group()):
-                found.append((spoken, match.start(), match.end()))
-    return found
+    segments = [part for part in response.parts if part.tagged]
+    return [(part.modalities[0], part.start, part.end) for part in segments or response.parts if part.modalities]
 
 
 def changed(media: "Media", modality: str, how: str, donor: "Media") -> "Media":
@@ -64,8 +48,9 @@ class Donors:
 
     def __init__(self, rows: Sequence[Row], clips: Mapping[str, Clip], labels: LabelSet, seed: int):
         self.clips, self.seed = clips, seed
-        self.answers = {row["clip_id"]: answer_of(parse(row["response"]), labels) for row in rows}
-        self.think = {row["clip_id"]: parse(row["response"]).think or "" for row in rows}
+        responses = {row["clip_id"]: parse(row["response"]) for row in rows}
+        self.answers = {name: response.label(labels) for name, response in responses.items()}
+        self.think = {name: response.think or "" for name, response in responses.items()}
         self._others: dict[tuple[str, str | None], list[str]] = {}
 
     def of_media(self, clip: Clip, modality: str) -> Clip | None:
@@ -105,7 +90,7 @@ def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Calla
     """
     requests, wanted, unchanged = [], {}, {}
     for clip, response in batch:
-        spans = [span for span in spans_of(response) if span[0] in clip.modalities and span[0] != "text"]
+        spans = [span for span in spans_of(parse(response)) if span[0] in clip.modalities and span[0] != "text"]
         wanted[clip.clip_id] = spans
         if not spans:
             continue
@@ -168,8 +153,7 @@ def answers(
     for clip, own, other in batch:
         request = replace(ask(clip), choices=labels.labels)
         for name, think in (("own", own), ("other", other)):
-            begins = f"<think>{think}</think><answer>"
-            requests.append(replace(request, key=f"{name} {clip.clip_id}", begins=begins))
+            requests.append(replace(request, key=f"{name} {clip.clip_id}", begins=until_answer(think)))
     texts = {answer.key: answer.text for answer in engine.generate(requests)}
     return {clip.clip_id: (texts[f"own {clip.clip_id}"], texts[f"other {clip.clip_id}"]) for clip, *_ in batch}
 

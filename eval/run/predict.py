@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from eval.figures.tally import PREDICTION_KEYS, answer_of, order_of, reasoning_of
+from eval.figures.tally import PREDICTION_KEYS
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
 from migr.files.claim import BESIDE as _BESIDE
@@ -221,8 +221,8 @@ def _row(answer: "Generation", label: str | None, labels: LabelSet) -> Row:
         "clip_id": answer.key,
         "label": label,
         "response": answer.text,
-        "answer": answer_of(response, labels),
-        "order": order_of(response),
+        "answer": response.label(labels),
+        "order": list(response.order),
         "finished": answer.finished,
     }
 
@@ -254,7 +254,7 @@ def judge_all(predictions: Path, judge: Judge, out: Path, total: int) -> None:
             bar.update(len(done := ids_in([out])))
             rows = (row for row in iter_jsonl(predictions, PREDICTION_KEYS) if row["clip_id"] not in done)
             while batch := list(islice(rows, getattr(judge, "at_once", _JUDGED_AT_ONCE))):
-                judgements = judge.judge([reasoning_of(row["response"]) for row in batch])
+                judgements = judge.judge([parse(row["response"]).plain for row in batch])
                 for row, judgement in zip(batch, judgements, strict=True):
                     file.append(judgement_row(row["clip_id"], judge, judgement))
                     bar.update()

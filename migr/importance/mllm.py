@@ -20,6 +20,7 @@ from migr.clips.manifest import Clip
 from migr.importance.features import transcript_of
 from migr.omni.inputs import OmniInputs
 from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
+from migr.text.format import block
 
 TRANSCRIPT = 'The person says: "{transcript}" '
 
@@ -60,7 +61,7 @@ def label_log_probs(
     """log p of the clip's label as direct answer with each set of modalities, (len(shown),), one forward pass."""
     assert clip.label is not None and clip.label in labels
     tokenizer = inputs.processor.tokenizer
-    answers = {name: tokenizer(f"<answer>{name}</answer>", add_special_tokens=False).input_ids for name in labels}
+    answers = {name: tokenizer(block("answer", name), add_special_tokens=False).input_ids for name in labels}
     target = answers[clip.label]
     features, prompts = [], []
     for names in shown:

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
+from migr.text.format import block
+
 QUESTION = (
-    "Which emotion does the person show: {labels}? Reason in <think></think> about <video></video> and "
-    "<audio></audio>, then name it in <answer></answer>."
+    "Which emotion does the person show: {labels}? Reason in "
+    f"{block('think')} about {block('video')} and {block('audio')}, then name it in {block('answer')}."
 )
 # What a model must be able to do before it can reason: tell what one modality shows, and name the emotion at once.
 DESCRIBE = {"video": "Describe what the face shows.", "audio": "Describe how the voice sounds."}
@@ -14,7 +16,7 @@ NAME = {
     "audio": "Which emotion does the voice carry?",
 }
 FORMAT = "Put this into think, video, audio and answer tags: {pieces} {conclusion} {answer}"
-ANSWER_DIRECTLY = "Which emotion? Answer in <answer></answer>."
+ANSWER_DIRECTLY = f"Which emotion? Answer in {block('answer')}."
 
 
 def question(labels: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from migr.files.records import Row, digest, read_json, read_jsonl, write_json, w
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME
 from migr.omni.tiny import build_tiny
 from migr.planted.captions import captioned, format_task, texts
+from migr.text.format import block
 
 
 def arguments() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def main() -> None:
         both, clear, label = ["video", "audio"], clip["planted"]["dominant"], clip["label"]
         common = {"clip_id": row["clip_id"], "order": [], "label": label}
         shown = [clear] if i % 2 else both  # alone, and beside the other
-        answer = f"<answer>{label}</answer>"
+        answer = block("answer", label)
         direct = {**common, "prompt": ANSWER_DIRECTLY, "target": answer, "modalities": both}
         perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": shown})
         perceive.append(direct)

@@ -23,6 +23,7 @@ from migr.files.records import Row, write_json
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
 from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
+from migr.text.format import block
 from migr.text.labels import label_set
 from stages.describe import MEDIA
 
@@ -61,7 +62,7 @@ def main() -> None:
         raise InputError(f"{args.clips}: no clip of split {args.split!r} has a label")
     processor = load_processor(args.model)
     inputs = OmniInputs(processor, settings, args.cache_dir)
-    choices = tuple(f"<answer>{label}</answer>" for label in labels.labels)
+    choices = tuple(block("answer", label) for label in labels.labels)
     shown: list[tuple[Clip, tuple[str, ...], str]] = []  # clip, what is shown of it, where the answer counts
     for clip in clips:
         have = tuple(name for name in ("video", "audio") if name in clip.modalities)

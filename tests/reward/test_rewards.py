@@ -3,19 +3,24 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eval.run.predict import judge_all
 from migr.errors import InputError
-from migr.judge import LexiconJudge
+from migr.files.records import write_jsonl
+from migr.judge import Judgement, LexiconJudge
 from migr.planted import clips as planted
-from migr.text.format import render
+from migr.text.format import parse, render
 from migr.text.labels import DFEW, label_set
 from reward import REWARDS, make_rewards
+from reward.consistency import ConsistencyReward
 
 LABELS = label_set("dfew")
 FUNCTIONS = make_rewards(list(REWARDS), LABELS, LexiconJudge(LABELS))
 IMPORTANCE = {"video": 0.2, "audio": 0.8}
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "angry", "glare ", "\x00", "𐏿"]
+STRINGS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from(PIECES)).map("".join)
 
 
 def score(text: str, label: str = "angry", importance: dict | None = None) -> dict[str, float | None]:
@@ -68,14 +73,7 @@ def test_grounding_wants_the_dominant_modality_first_and_segments_about_their_ow
     assert score(texts[0], importance={})["grounding"] is None
 
 
-@given(
-    st.text()
-    | st.lists(
-        st.sampled_from(
-            ["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "angry", "glare ", "\x00", "𐏿"]
-        )
-    ).map("".join)
-)
+@given(STRINGS)
 def test_any_string_scores_in_zero_to_one(text):
     for value in score(text).values():
         assert value is None or (math.isfinite(value) and 0.0 <= value <= 1.0)
@@ -84,9 +82,9 @@ def test_any_string_scores_in_zero_to_one(text):
 @pytest.mark.parametrize("unit", ["<think>", "a", "<video>glare</video>", "perhaps ", ".", "\n", "<answer>"])
 def test_a_megabyte_scores_in_linear_time(unit):
     text = "<think>" + unit * (1_000_000 // len(unit)) + "</think><answer>angry</answer>"
-    start = time.perf_counter()
+    start = time.process_time()
     score(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_rewards_can_be_pickled_and_an_unknown_one_is_named():
@@ -101,3 +99,29 @@ def test_sampled_inconsistency_is_logged():
     text = "<think><audio>A singing tone.</audio></think><answer>angry</answer>"
     FUNCTIONS[2](completions=[text, text], label=["angry", "angry"], log_metric=logged.__setitem__)
     assert logged == {"inconsistent_among_correct": 1.0}
+
+
+class Reader:
+    """A judge that keeps what it reads."""
+
+    name = "reader"
+
+    def __init__(self):
+        self.texts = []
+
+    def judge(self, texts):
+        self.texts += texts
+        return [Judgement("angry", {"angry": 1.0}) for _ in texts]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(STRINGS, min_size=1, max_size=4))
+def test_the_reward_s_judge_reads_what_the_evaluation_s_judge_reads(tmp_path, texts):
+    reward, evaluation = Reader(), Reader()
+    consistency = ConsistencyReward(LABELS, reward)
+    consistency(completions=[f"{text}" for text in texts], label=["angry"] * len(texts))
+    rows = [{"clip_id": str(i), "label": "angry", "response": text} for i, text in enumerate(texts)]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    (tmp_path / "judgements.jsonl").unlink(missing_ok=True)
+    judge_all(tmp_path / "predictions.jsonl", evaluation, tmp_path / "judgements.jsonl", len(rows))
+    assert reward.texts == evaluation.texts == [parse(text).plain for text in texts]
