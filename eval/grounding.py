@@ -69,10 +69,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    kept = [segment for row in rows for segment in row["segments"]]
+    segments = [segment for row in rows for segment in row["segments"]]
     names = {f"{m}\n{how}": (m, how) for m in ("video", "audio") for how in CHANGES}
     values = [
-        [s[how] / s["tokens"] for s in kept if s["modality"] == m and s[how] is not None] for m, how in names.values()
+        [s[how] / s["tokens"] for s in segments if s["modality"] == m and s[how] is not None]
+        for m, how in names.values()
     ]
     figure, axis = plt.subplots(figsize=(6, 3.4))
     axis.axhline(0, color="0.6", linewidth=1)
@@ -132,15 +133,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     labels = label_set(args.labels)
 
     # Data
-    known = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
+    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
     predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
-    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in known]:
+    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in by_id]:
         raise InputError(f"{args.predictions}: clip {lost[0]!r} is not in {args.clips}")
     if bad := [row["clip_id"] for row in predictions if not isinstance(row["response"], str)]:
         raise InputError(f"{args.predictions}: clip {bad[0]!r}: response must be text")
     if not predictions:
         raise InputError(f"{args.predictions}: no predictions in it")
-    clips = {row["clip_id"]: known[row["clip_id"]] for row in predictions}
+    clips = {row["clip_id"]: by_id[row["clip_id"]] for row in predictions}
     config = {
         "model": model_digest(args.model),
         **{name: file_digest(getattr(args, name)) for name in ("predictions", "clips")},
@@ -153,15 +154,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     claim(args.out, config, [out], args.overwrite)
 
     # Scores
-    wanted = predictions[: args.limit]
+    sample = predictions[: args.limit]
     with Growing(out) as file:
         done = ids_in([out])
         for row in tqdm(
-            score(args, [row for row in wanted if row["clip_id"] not in done], clips, predictions, labels),
+            score(args, [row for row in sample if row["clip_id"] not in done], clips, predictions, labels),
             desc="scoring",
             unit="clip",
-            total=len(wanted),
-            initial=len([row for row in wanted if row["clip_id"] in done]),
+            total=len(sample),
+            initial=len([row for row in sample if row["clip_id"] in done]),
         ):
             file.append(row)
     write_environment(args.out)
@@ -194,22 +195,22 @@ def score(
         source = iter(rows)
         while batch := list(islice(source, 16)):
             pairs = [(clips[row["clip_id"]], row["response"]) for row in batch]
-            found = gains(engine, ask, pairs, donors.of_media)
+            segment_gains = gains(engine, ask, pairs, donors.of_media)
             lenders = [(clip, donors.of_reasoning(clip.clip_id)) for clip, _ in pairs]
-            asked = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
-            read = answers(engine, ask, asked, labels)
+            exchanges = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
+            read = answers(engine, ask, exchanges, labels)
             for clip, lender in lenders:
                 name = clip.clip_id
-                own, other = read.get(name, (None, None))
+                original, other = read.get(name, (None, None))
                 lent = {m: donors.of_media(clip, m) for m in ("video", "audio")}
                 yield {
                     "clip_id": name,
-                    "segments": found[name],
+                    "segments": segment_gains[name],
                     "media_from": {m: c.clip_id for m, c in lent.items() if c},
                     "reasoning_from": lender,
                     "answer": donors.answers[name],
                     "other_answer": donors.answers[lender] if lender else None,
-                    "answer_behind_own": own,
+                    "answer_behind_own": original,
                     "answer_behind_other": other,
                 }
 

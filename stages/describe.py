@@ -70,31 +70,31 @@ def emotions_in(text: str, labels: LabelSet) -> list[str]:
     """The labels that a text names outright, by their own names or a synonym, in the order of the set."""
     words = {**labels.synonyms, **{label: label for label in labels.labels}}
     pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
-    found = {words[match] for match in re.findall(rf"\b(?:{pattern})\b", text.casefold())}
-    return [label for label in labels.labels if label in found]
+    emotions = {words[match] for match in re.findall(rf"\b(?:{pattern})\b", text.casefold())}
+    return [label for label in labels.labels if label in emotions]
 
 
-def row_of(clip: Clip, said: dict[str, Any], by: str, labels: LabelSet) -> Row:
+def row_of(clip: Clip, descriptions: dict[str, Any], by: str, labels: LabelSet) -> Row:
     """The line of reasoning.jsonl for a clip and what the model said of its modalities (`Generation` each)."""
     usable: dict[str, str] = {}
     unusable: dict[str, str] = {}
-    for modality, generation in said.items():
+    for modality, generation in descriptions.items():
         text = " ".join(generation.text.split())
         target = parse(block("think", block(modality, text)) + block("answer", "x"))  # as a target will be
         (unusable if target.error else usable)[modality] = text
     segments = dict(usable)
     if transcript := str(clip.extra.get("transcript") or "").strip():
         segments["text"] = transcript
-    told = " and ".join(NAMES[modality] for modality in segments)
+    evidence = " and ".join(NAMES[modality] for modality in segments)
     row: Row = {
         "clip_id": clip.clip_id,
         "segments": segments,
-        "conclusion": f"The evidence is in {told}." if told else "",
+        "conclusion": f"The evidence is in {evidence}." if evidence else "",
     }
     if clip.label is not None:
         named = {m: [e for e in emotions_in(text, labels) if e != clip.label] for m, text in usable.items()}
         row |= {"names_other": marked} if (marked := {m: others for m, others in named.items() if others}) else {}
-    row |= {"cut": cut} if (cut := [m for m, generation in said.items() if not generation.finished]) else {}
+    row |= {"cut": cut} if (cut := [m for m, generation in descriptions.items() if not generation.finished]) else {}
     row |= {"unusable": unusable} if unusable else {}
     return row | {"by": by}
 
@@ -111,7 +111,7 @@ def main() -> None:
 
     # Data
     clips = read_clips(args.clips, labels, split=None if args.split == "all" else args.split)[: args.limit]
-    wanted = {clip.clip_id: [m for m in args.modalities if m in clip.modalities] for clip in clips}
+    questions = {clip.clip_id: [m for m in args.modalities if m in clip.modalities] for clip in clips}
 
     with Growing(args.out) as out:
         rows = {row["clip_id"]: row for row in read_jsonl(args.out, ["clip_id", "by"], unique="clip_id")}
@@ -135,8 +135,8 @@ def main() -> None:
 
             def requests() -> Iterator[Request]:
                 for clip in pending:
-                    media = inputs.media(clip) if wanted[clip.clip_id] else None
-                    for m in wanted[clip.clip_id]:
+                    media = inputs.media(clip) if questions[clip.clip_id] else None
+                    for m in questions[clip.clip_id]:
                         assert media is not None
                         yield Request(f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]))
 
@@ -146,14 +146,14 @@ def main() -> None:
             with open_engine(args.model, args.engine, **options) as engine:
                 answers = engine.generate(requests())
                 for clip in tqdm(pending, "describing", len(clips), initial=len(clips) - len(pending), unit="clip"):
-                    needed = wanted[clip.clip_id]
-                    said = dict(zip(needed, islice(answers, len(needed)), strict=True))
-                    rows[clip.clip_id] = row_of(clip, said, by, labels)
+                    needed = questions[clip.clip_id]
+                    descriptions = dict(zip(needed, islice(answers, len(needed)), strict=True))
+                    rows[clip.clip_id] = row_of(clip, descriptions, by, labels)
                     out.append(rows[clip.clip_id])
 
     marks = {key: sum(key in row for row in rows.values()) for key in ("names_other", "cut", "unusable")}
-    told = ", ".join(f"{count} with {key}" for key, count in marks.items() if count)
-    print(f"describe: {len(rows)} clips, {len(pending)} of them now ({told or 'nothing to mark'}; {by}) -> {args.out}")
+    notes = ", ".join(f"{count} with {key}" for key, count in marks.items() if count)
+    print(f"describe: {len(rows)} clips, {len(pending)} of them now ({notes or 'nothing to mark'}; {by}) -> {args.out}")
 
 
 if __name__ == "__main__":

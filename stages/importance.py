@@ -97,11 +97,11 @@ def ask(
     """Leave-one-out on the MLLM for --mllm_check labelled clips of several modalities, drawn by seed: (n, M) or NaN."""
     drops = torch.full((len(clips), len(modalities)), torch.nan)
     fit_for = [i for i, c in enumerate(clips) if c.label is not None and len(set(c.modalities) & set(modalities)) > 1]
-    chosen = sorted(random.Random(args.seed).sample(fit_for, min(args.mllm_check, len(fit_for))))
-    if chosen:
+    sample = sorted(random.Random(args.seed).sample(fit_for, min(args.mllm_check, len(fit_for))))
+    if sample:
         thinker = load_thinker(args.model)
         thinker.to("cuda" if torch.cuda.is_available() else "cpu")
-        drops[chosen], _ = answer_drops(thinker, inputs, [clips[i] for i in chosen], modalities, labels)
+        drops[sample], _ = answer_drops(thinker, inputs, [clips[i] for i in sample], modalities, labels)
     return drops
 
 
@@ -141,37 +141,37 @@ def main() -> None:
 
     # Run
     bar = lambda fits: tqdm(fits, "fusion fits", unit="fit")  # noqa: E731
-    found = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
-    scores = found.scores
+    result = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
+    scores = result.scores
     splits = sorted({clip.split for clip in clips}, key=lambda name: (name == "test", name != "train", name))
     places = {s: torch.tensor([i for i, clip in enumerate(clips) if clip.split == s]) for s in splits}
     last = places[splits[-1]]  # the test clips, where there are any: trust is measured there
-    shown = [clips[i] for i in last.tolist()]
-    mllm = ask(args, inputs, shown, modalities, labels)
+    sample = [clips[i] for i in last.tolist()]
+    mllm = ask(args, inputs, sample, modalities, labels)
 
     # Save
-    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(found.net, "alpha", None)}
-    summary |= {"net": fingerprint(found.net), "splits": {}}
+    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(result.net, "alpha", None)}
+    summary |= {"net": fingerprint(result.net), "splits": {}}
     for split, index in places.items():
         summary["splits"][split] = measure(
             [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities
         )
     part, fitted = scores.take(last), scores.take(learn)
-    trusted = trust_of(shown, label[last], part, fitted, label[learn], modalities, mllm)
+    trusted = trust_of(sample, label[last], part, fitted, label[learn], modalities, mllm)
     summary["trust"] = {"split": splits[-1], **trusted}
     args.out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # an interrupted run must not look like an earlier one
-    lines = [row_of(clip, i, found, modalities, labels, args.min_margin) for i, clip in enumerate(clips)]
-    asked = {i: row for i, row in zip(last.tolist(), mllm, strict=True) if not row.isnan().all()}
+    lines = [row_of(clip, i, result, modalities, labels, args.min_margin) for i, clip in enumerate(clips)]
+    drops = {i: row for i, row in zip(last.tolist(), mllm, strict=True) if not row.isnan().all()}
     write_jsonl(args.out / "importance.jsonl", lines)
-    checks = (check_row(clip, i, scores, modalities, asked.get(i)) for i, clip in enumerate(clips))
+    checks = (check_row(clip, i, scores, modalities, drops.get(i)) for i, clip in enumerate(clips))
     write_jsonl(args.out / "checks.jsonl", checks)
-    save(found.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
+    save(result.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
     draw(args.out / "gates.png", part, modalities, labels, f"{splits[-1]} clips")
     error = torch.where(known(label[last]), trust.prediction_errors(part.logits, part.target), torch.nan)
     draw_trust(args.out / "trust.png", part, trusted, modalities, labels, error)
     images = [args.out / "gates.png", args.out / "trust.png"]
-    intro = f"{len(shown)} {splits[-1]} clips, fusion {args.fusion}, {', '.join(modalities)}."
+    intro = f"{len(sample)} {splits[-1]} clips, fusion {args.fusion}, {', '.join(modalities)}."
     write_page(args.out / "page.html", trusted, [lines[i] for i in last.tolist()], images, intro)
     write_environment(args.out)
     write_json(done, summary)

@@ -51,7 +51,7 @@ PAGE = """<!doctype html>
 """
 
 
-def write_page(path: str | Path, found: Row, rows: Sequence[Row], images: Sequence[Path], intro: str) -> None:
+def write_page(path: str | Path, trust: Row, rows: Sequence[Row], images: Sequence[Path], intro: str) -> None:
     """Write the page.
 
     Args:
@@ -69,7 +69,7 @@ def write_page(path: str | Path, found: Row, rows: Sequence[Row], images: Sequen
         intro=intro,
         images=["data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in images],
         clips={"Least certain clips": ordered[::-1][:SHOWN], "Most certain clips": ordered[:SHOWN]},
-        **{key: found[key] for key in ("agreement", "calibration", "thresholds", "collapse")},
+        **{key: trust[key] for key in ("agreement", "calibration", "thresholds", "collapse")},
     )
     with atomic(path) as file:
         file.write(page)
@@ -87,7 +87,7 @@ def number(value: Any) -> str:
 
 def show(summary: Row) -> None:
     """Print the accuracies as a table, a column a split, then the agreements and what is wrong, if anything."""
-    splits, found = summary["splits"], summary["trust"]
+    splits, trust = summary["splits"], summary["trust"]
     alpha = summary["alpha"]
     table = Table(
         title="importance"
@@ -111,11 +111,11 @@ def show(summary: Row) -> None:
             table.add_row("sentiment", key, *map(number, values))
     Console().print(table)
 
-    table = Table(title=f"agreement of the importance with other estimates ({found['split']} clips)")
+    table = Table(title=f"agreement of the importance with other estimates ({trust['split']} clips)")
     for column in ("estimate", "clips", "agrees", "kappa", "right (planted)"):
         table.add_column(column, justify="left" if column == "estimate" else "right")
-    for name, row in found["agreement"].items():
+    for name, row in trust["agreement"].items():
         table.add_row(name, str(row["n"]), rate(row["agree"]), number(row["kappa"]), rate(row["right"]))
     Console().print(table)
-    for name, said in found["collapse"].items():
-        print(f"warning: {name.replace('_', ' ')} has collapsed; {said}")
+    for name, message in trust["collapse"].items():
+        print(f"warning: {name.replace('_', ' ')} has collapsed; {message}")

@@ -63,14 +63,14 @@ def main() -> None:
     processor = load_processor(args.model)
     inputs = OmniInputs(processor, settings, args.cache_dir)
     choices = tuple(block("answer", label) for label in labels.labels)
-    shown: list[tuple[Clip, tuple[str, ...], str]] = []  # clip, what is shown of it, where the answer counts
+    questions: list[tuple[Clip, tuple[str, ...], str]] = []  # clip, what is shown of it, where the answer counts
     for clip in clips:
         have = tuple(name for name in ("video", "audio") if name in clip.modalities)
-        shown.append((clip, have, "all"))
-        shown += [(clip, (name,), f"{name} alone") for name in have if len(have) > 1]
+        questions.append((clip, have, "all"))
+        questions += [(clip, (name,), f"{name} alone") for name in have if len(have) > 1]
 
     def requests() -> Iterator[Request]:
-        for clip, names, _ in shown:
+        for clip, names, _ in questions:
             media, video, audio = inputs.media(clip), "video" in names, "audio" in names
             if not video:
                 media = replace(media, frames=None, fps=None)
@@ -82,15 +82,15 @@ def main() -> None:
     # Run
     with open_engine(args.model, args.engine) as engine:
         answers = engine.generate(requests())
-        said = [row.text for row in tqdm(answers, "asking", len(shown), unit="answer")]
+        texts = [row.text for row in tqdm(answers, "asking", len(questions), unit="answer")]
 
     # Save
     right: dict[str, list[bool]] = {}
-    for (clip, _, key), text in zip(shown, said, strict=True):
+    for (clip, _, key), text in zip(questions, texts, strict=True):
         right.setdefault(key, []).append(text == choices[labels.labels.index(clip.label or "")])
-    figures: Row = {key: {"right": sum(found) / len(found), "n": len(found)} for key, found in right.items()}
-    told = ", ".join(f"{row['right']:.1%} ({key}, {row['n']} clips)" for key, row in figures.items())
-    print(f"check: direct answers of the model are right on {told}")
+    figures: Row = {key: {"right": sum(hits) / len(hits), "n": len(hits)} for key, hits in right.items()}
+    parts = ", ".join(f"{row['right']:.1%} ({key}, {row['n']} clips)" for key, row in figures.items())
+    print(f"check: direct answers of the model are right on {parts}")
     if figures["all"]["right"] < args.least:
         raise InputError(
             f"{args.model}: right on {figures['all']['right']:.1%} of the clips, fewer than {args.least:.0%}: it does "
