@@ -23,13 +23,22 @@ class GRPOArguments(OmniArguments):
     adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to continue from (a folder of sft.py)"})
     split: str = field(default="train", metadata={"help": "split of the clips to train on"})
     importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
-    judge: str = field(default="lexicon", metadata={"help": "judge of the consistency reward: lexicon, or a folder"})
+    judge: str = field(
+        default="lexicon",
+        metadata={"help": "judge of the consistency reward: lexicon, a folder, llm:DIR or endpoint:URL#MODEL"},
+    )
+    judge_cache: str | None = field(
+        default=None, metadata={"help": "file of what a judge said before (of folders, llm and endpoint)"}
+    )
     hide_emotion_words: bool = field(
-        default=False, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
+        default=True, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
     )
     rewards: list[str] = field(
         default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
-        metadata={"help": "rewards, in the order of reward_weights"},
+        metadata={"help": "rewards, in the order of reward_weights; also dotted paths, such as my_lib.rewards.brevity"},
+    )
+    reward_parameters: dict | str | None = field(  # type: ignore[type-arg]
+        default=None, metadata={"help": "parameters of own rewards: {name: {parameter: value}}"}
     )
 
 
@@ -77,12 +86,14 @@ def main() -> None:
     from migr.training.history import reward_line, warnings
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
-    from reward import make_rewards
+    from reward import make_rewards, read_parameters
 
     check_vllm(config, check_model(args.model), args.audio_in_video)
     labels = label_set(args.labels)
-    judge = open_judge(args.judge, labels, hide_emotion_words=args.hide_emotion_words)
-    rewards = make_rewards(args.rewards, labels, judge)
+    judge = open_judge(
+        args.judge, labels, hide_emotion_words=args.hide_emotion_words, cache=args.judge_cache, engine="transformers"
+    )
+    rewards = make_rewards(args.rewards, labels, judge, read_parameters(args.reward_parameters))
     inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
     if args.adapter:
         inputs_of_run.append(f"{check_adapter(args.adapter)}/adapter_model.safetensors")
@@ -113,6 +124,7 @@ def main() -> None:
         "clip_id": [clip.clip_id for clip in clips],
         "label": [clip.label for clip in clips],
         "importance": [weights.get(clip.clip_id) for clip in clips],
+        "modalities": [list(clip.modalities) for clip in clips],
     }
     dataset = Dataset.from_dict(columns)
     processor = load_processor(args.model)
