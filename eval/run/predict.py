@@ -109,8 +109,9 @@ def _merged(out: Path, order: Sequence[str], shard: tuple[int, int]) -> bool:
     """Put the files in the clips' order; says whether this process did it, or is the only one."""
     with alone(out.parent):
         first = shard[1] == 1 or len(parts(out)) > 1 or not out.exists()
-        for file in (out, out.with_name("timings.jsonl"), out.with_name("quarantined.jsonl")):
-            merge(file, order)
+        merge(out, order)
+        for name in ("timings.jsonl", "quarantined.jsonl"):  # notes: a rerun after a power cut may write some again
+            merge(out.with_name(name), order, latest=True)
     return first
 
 
