@@ -77,7 +77,7 @@ def test_half_a_character_is_written_as_a_visible_sign(tmp_path):
 @pytest.mark.parametrize("value", ["[1]", "3", "null", '{"a": 1}', "true"])
 def test_a_clip_id_is_a_string(value, tmp_path):
     (tmp_path / "a").write_text(f'{{"clip_id": {value}}}')
-    with pytest.raises(InputError, match="a:1: clip .*: clip_id must be a string"):
+    with pytest.raises(InputError, match=r"a:1: clip .*: clip_id must be a string"):
         read_jsonl(tmp_path / "a", ["clip_id"])
 
 
