@@ -12,14 +12,13 @@ benchmark.
 """
 
 import argparse
-import base64
-import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
@@ -28,10 +27,12 @@ from migr.clips.manifest import Clip
 from migr.clips.media import Media, MediaSettings, probe
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import read_json
+from migr.page import environment, image_uri
 from migr.text.format import Response, parse
 from migr.text.labels import LabelSet, label_set
 
 COLOURS = {"video": "cyan", "audio": "yellow", "text": "green"}
+_TEMPLATES = Path(__file__).parent / "page"
 BAR = 40  # characters of a full bar
 
 
@@ -223,63 +224,39 @@ def show(found: Explanation, console: Console) -> None:
 
 def page(found: Explanation) -> str:
     """The same as one HTML file; everything inside, nothing fetched."""
-    parts = [f"<h1>{html.escape(found.clip.path.name)}</h1>"]
-    if found.media.frames is not None:
-        pictures = "".join(f'<img alt="" src="{_png(frame)}">' for frame in found.media.frames[:16])
-        parts.append(f'<div class="frames">{pictures}</div>')
-    if found.media.waveform is not None:
-        parts.append(_wave(found.media.waveform))
-    if found.importance is not None:
-        parts.append(f"<h2>Importance for {html.escape(found.about or '')}</h2><table>")
-        for name, weight in found.importance.items():
-            bar = f'<div class="bar {name}" style="width:{100 * weight:.1f}%"></div>'
-            parts.append(f'<tr><th>{name}</th><td class="wide">{bar}</td><td>{weight:.2f}</td></tr>')
-        parts.append("</table>")
-    else:
-        parts.append("<p class=quiet>No importance: no fusion network was given.</p>")
-    reasoning = found.response.reasoning
-    parts.append("<h2>Reasoning</h2>")
-    if reasoning is None:
-        parts.append(f"<p class=quiet>Not in the format; as it came:</p><p>{html.escape(found.text)}</p>")
-    else:
-        for name, text in reasoning.segments:
-            parts.append(f'<p class="seg {name}"><b>{name}</b> {html.escape(text)}</p>')
-        parts.append(f"<p>{html.escape(reasoning.conclusion)}</p>")
-    answer = found.answer or f"{found.response.answer or 'none'} (none of the labels)"
-    parts.append(f"<h2>Answer: {html.escape(answer)}</h2>")
-    title = html.escape(found.clip.path.name)
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>" + "".join(
-        parts
+    frames, waveform = found.media.frames, found.media.waveform
+    points, wave = (0, "") if waveform is None else _wave(waveform)
+    return (
+        environment(_TEMPLATES)
+        .get_template("clip.html.j2")
+        .render(
+            title=found.clip.path.name,
+            frames=[] if frames is None else [_png(frame) for frame in frames[:16]],
+            points=points,
+            wave=Markup(wave),  # noqa: S704  (numbers of ours)
+            importance=found.importance,
+            about=found.about,
+            reasoning=found.response.reasoning,
+            text=found.text,
+            answer=found.answer or f"{found.response.answer or 'none'} (none of the labels)",
+        )
     )
 
 
-STYLE = (
-    "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#1c1e21}"
-    "h1{font-size:1.2rem}h2{font-size:1rem;margin-top:1.6rem}.quiet{color:#676d76}"
-    ".frames{display:flex;flex-wrap:wrap;gap:4px}.frames img{height:84px;border-radius:4px}"
-    "svg{width:100%;height:60px;display:block;margin-top:.5rem}polyline{fill:none;stroke:#8f4f0d;stroke-width:1}"
-    "table{width:100%;border-spacing:0 .3rem}th{text-align:left;width:4rem;font-weight:500}.wide{width:100%}"
-    ".bar{height:1.1rem;border-radius:3px}.bar.video{background:#7fb0e6}.bar.audio{background:#e8ad6b}"
-    ".bar.text{background:#86c58c}.seg{padding:.5rem .8rem;border-radius:6px}.seg.video{background:#dfeaf8}"
-    ".seg.audio{background:#fbe9d2}.seg.text{background:#e0f1e1}"
-)
-
-
-def _png(frame: np.ndarray) -> str:
+def _png(frame: np.ndarray) -> Markup:
     from matplotlib.image import imsave
 
     file = io.BytesIO()
     imsave(file, np.ascontiguousarray(frame.transpose(1, 2, 0)), format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return image_uri(file.getvalue())
 
 
-def _wave(waveform: np.ndarray, points: int = 400) -> str:
-    """The loudness over time as a line."""
-    pieces = np.array_split(np.abs(waveform), min(points, len(waveform)))
+def _wave(waveform: np.ndarray, most: int = 400) -> tuple[int, str]:
+    """The loudness over time: the number of points of a line in a box 60 high, and the points."""
+    pieces = np.array_split(np.abs(waveform), min(most, len(waveform)))
     peaks = [float(piece.max()) for piece in pieces]
     largest = max(*peaks, 1e-6)
-    line = " ".join(f"{i},{60 - 56 * peak / largest:.1f}" for i, peak in enumerate(peaks))
-    return f'<svg viewBox="0 0 {len(peaks)} 60" preserveAspectRatio="none"><polyline points="{line}"/></svg>'
+    return len(peaks), " ".join(f"{i},{60 - 56 * peak / largest:.1f}" for i, peak in enumerate(peaks))
 
 
 def main() -> None:

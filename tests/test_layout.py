@@ -11,7 +11,7 @@ PACKAGES = ("migr", "reward", "stages", "eval")
 # From the ground up: a module may import from its own level and from those above it in this list.
 LEVELS = (
     ("migr.errors", "migr.machine", "migr.statistics"),
-    ("migr.files",),
+    ("migr.files", "migr.page"),
     ("migr.text.labels",),
     ("migr.cli",),
     ("migr.clips",),

@@ -6,7 +6,6 @@ more memory than one of twenty thousand.
 
 import math
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from urllib.parse import quote
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_json
+from migr.page import clean
 from migr.text.format import MODALITIES, Response, parse
 from migr.text.labels import LabelSet, label_set
 
 CLIPS_SHOWN = 20_000
 LONGEST_REASONING = 20_000  # characters of one response
-LONGEST_SHOWN = 2000  # characters of any other text from data
 
 # What can have happened to a clip, in the order of the page.
 CELLS = (
@@ -35,8 +34,6 @@ CELLS = (
     "right_not_judged",
     "wrong_not_judged",
 )
-# Control characters but tab and line feed, lone surrogates, and the marks that reverse the direction of what follows.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -135,13 +132,6 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
         importance=file("importance", importance),
         clips=file("clips", clips),
     )
-
-
-def clean(text: str, longest: int = LONGEST_SHOWN) -> str:
-    """Make text from data harmless to print: no control, lone surrogate or direction marks, and not endless."""
-    if len(text) > longest:
-        text = f"{text[:longest]} … ({len(text):,} characters)"
-    return _HARMFUL.sub("\ufffd", text)
 
 
 def parts_of(response: Response) -> list[tuple[str | None, str]]:

@@ -6,9 +6,10 @@ import pytest
 
 from eval.figures.metrics import MISSING, measure
 from eval.page import browser
-from eval.page.browser import CELLS, LONGEST_REASONING, Run, clean, collect, judged_confusion, parts_of, transitions
+from eval.page.browser import CELLS, LONGEST_REASONING, Run, collect, judged_confusion, parts_of, transitions
 from migr.errors import InputError
 from migr.files.records import write_jsonl
+from migr.page import clean
 from migr.text.format import parse
 from migr.text.labels import DFEW, label_set
 
