@@ -128,7 +128,7 @@ def explain(
 
     from migr.engine import Request, open_engine
     from migr.engine.transformers import TransformersEngine
-    from migr.omni.prompt import question, render_prompt
+    from migr.omni.prompt import question_about, render_prompt
 
     interleaved = media.audio_in_video
     with open_engine(model, "transformers", max_new_tokens=max_new_tokens, audio_in_video=interleaved) as engine:
@@ -137,7 +137,7 @@ def explain(
 
         inputs = OmniInputs(engine.task.inputs.processor, media)
         decoded = inputs.media(clip)
-        prompt = render_prompt(inputs.processor, question(labels.labels), clip.has_video, clip.has_audio)
+        prompt = render_prompt(inputs.processor, question_about(clip, labels.labels), clip.has_video, clip.has_audio)
         (generation,) = engine.generate([Request(str(path), prompt, decoded)])
         response = parse(generation.text)
         answer = response.label(labels)

@@ -76,7 +76,7 @@ def main() -> None:
     from migr.memory.estimate import announce
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import check_adapter, check_model, load_processor, load_thinker, media_token_ids
-    from migr.omni.prompt import question
+    from migr.omni.prompt import question_about
     from migr.rollout.remote import find_server
     from migr.rollout.rollouts import check_vllm
     from migr.text.labels import label_set
@@ -117,9 +117,8 @@ def main() -> None:
         weights = {row["clip_id"]: row["importance"] for row in table}
         if "grounding" in args.rewards and (missing := [c.clip_id for c in clips if c.clip_id not in weights]):
             raise InputError(f"{args.importance}: no importance for clip {missing[0]}")
-    prompt = [{"role": "user", "content": question(labels.labels)}]
     columns = {
-        "prompt": [prompt] * len(clips),
+        "prompt": [[{"role": "user", "content": question_about(clip, labels.labels)}] for clip in clips],
         "clip": list(range(len(clips))),
         "clip_id": [clip.clip_id for clip in clips],
         "label": [clip.label for clip in clips],

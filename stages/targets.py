@@ -27,7 +27,7 @@ from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
-from migr.omni.prompt import question
+from migr.omni.prompt import question_about
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 from migr.text.format import MODALITIES, render
 from migr.text.labels import label_set
@@ -148,7 +148,6 @@ def main() -> None:
     left["unassigned"] += [name for name, row in reasoning.items() if row.get("segments") == {} and name not in out]
     refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
     out = {name for reason in args.leave_out for name in left[reason]}
-    prompt = question(labels.labels)
     targets: list[Row] = []
     for clip in clips:
         if clip.clip_id in out:
@@ -166,6 +165,7 @@ def main() -> None:
             target = render(segments, conclusion, clip.label or "", order)
         except InputError as error:
             raise InputError(f"{source}: clip {clip.clip_id}: {error}") from None
+        prompt = question_about(clip, labels.labels)
         targets.append(
             {"clip_id": clip.clip_id, "prompt": prompt, "target": target, "order": order, "label": clip.label}
         )

@@ -27,7 +27,7 @@ from migr.judge.lexicon import LexiconJudge
 from migr.judge.prompt import filled, prompt_for
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
-from migr.omni.prompt import question, render_prompt
+from migr.omni.prompt import question_about, render_prompt
 from migr.text.format import parse
 from migr.text.labels import label_set
 
@@ -96,10 +96,10 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Tim
     processor = load_processor(args.model)
     settings = MediaSettings(max_frames=args.max_frames, min_pixels=56 * 56, max_pixels=args.max_pixels)
     inputs = OmniInputs(processor, settings)  # without a cache: every clip is decoded every time
-    ask, judge = question(labels.labels), prompt_for(labels)
+    judge = prompt_for(labels)
 
     def answer(clip: Clip) -> Request:
-        prompt = render_prompt(processor, ask, clip.has_video, clip.has_audio)
+        prompt = render_prompt(processor, question_about(clip, labels.labels), clip.has_video, clip.has_audio)
         return Request(clip.clip_id, prompt, inputs.media(clip))
 
     def name(text: str) -> Request:

@@ -58,14 +58,14 @@ def chosen_clips(args: argparse.Namespace, labels: LabelSet) -> list[Clip]:
 
 def generation_config(args: argparse.Namespace, labels: LabelSet) -> Row:
     """Everything that predictions depend on; a run is continued only where all of it is the same."""
-    import migr.omni.prompt
+    from migr.omni.prompt import question
 
     return {
         "model": model_digest(args.model),
         "clips": file_digest(args.clips),
         "split": args.split,
         "labels": list(labels.labels),
-        "prompt": migr.omni.prompt.question(labels.labels),
+        "prompt": question(labels.labels),
         "media": {name: getattr(args, name) for name in MEDIA},
         "decoding": {
             name: getattr(args, name) for name in ("engine", "dtype", "max_new_tokens", "temperature", "seed")
@@ -205,15 +205,17 @@ def asker(args: argparse.Namespace, labels: LabelSet) -> Callable[[Clip], "Reque
     from migr.engine import Request
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor
-    from migr.omni.prompt import question, render_prompt
+    from migr.omni.prompt import question_about, render_prompt
 
     processor = load_processor(args.model)
     settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
     inputs = OmniInputs(processor, settings, args.cache_dir)
-    text = question(labels.labels)
-    return lambda clip: Request(
-        clip.clip_id, render_prompt(processor, text, clip.has_video, clip.has_audio), inputs.media(clip)
-    )
+
+    def ask(clip: Clip) -> Request:
+        text = question_about(clip, labels.labels)
+        return Request(clip.clip_id, render_prompt(processor, text, clip.has_video, clip.has_audio), inputs.media(clip))
+
+    return ask
 
 
 def _row(answer: "Generation", label: str | None, labels: LabelSet) -> Row:

@@ -19,10 +19,8 @@ from tqdm import tqdm
 from migr.clips.manifest import Clip
 from migr.importance.features import transcript_of
 from migr.omni.inputs import OmniInputs
-from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
+from migr.omni.prompt import ANSWER_DIRECTLY, TRANSCRIPT, render_prompt
 from migr.text.format import block
-
-TRANSCRIPT = 'The person says: "{transcript}" '
 
 
 def answer_drops(
