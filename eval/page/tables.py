@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from migr.page import clean
+from eval.page.browser import clean
 
 Metrics = Mapping[str, Any]
 

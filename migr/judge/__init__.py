@@ -27,6 +27,7 @@ from migr.judge.base import (
 )
 from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
 from migr.judge.lexicon import CUE_WORDS, LexiconJudge
+from migr.settings import EngineSettings
 from migr.text.labels import LabelSet
 
 __all__ = [
@@ -53,7 +54,7 @@ def open_judge(
     hide_emotion_words: bool = False,
     cache: str | Path | None = None,
     prices: tuple[float, float] | None = None,
-    engine: str = "auto",
+    engine: EngineSettings = EngineSettings(),
 ) -> Judge:
     """Open a judge by its name (see the module's text). A model is loaded when the first text is judged.
 
@@ -63,7 +64,7 @@ def open_judge(
         hide_emotion_words: The judge does not see words that name an emotion (`migr.judge.hidden`).
         cache: File of judgements already made, for judges that load a model or are paid; None asks again.
         prices: Of an endpoint: money per million prompt and completion tokens, to add the cost up.
-        engine: What runs `llm:DIR`: "vllm", "transformers", or "auto" (vllm where it is installed).
+        engine: What runs `llm:DIR`.
 
     Raises:
         InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
@@ -80,7 +81,7 @@ def open_judge(
     return judge
 
 
-def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: str) -> Judge:
+def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: EngineSettings) -> Judge:
     if name == "lexicon":
         return LexiconJudge(labels)
     kind, _, rest = name.partition(":")
