@@ -26,8 +26,7 @@ from eval.figures.paired import differences, mcnemar
 from eval.page.browser import run_of
 from eval.page.tables import comparison, percent
 from eval.report import write_page
-from migr.cli import Parser
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import Row, iter_jsonl, read_json, write_json, write_jsonl
 from migr.text.labels import LabelSet, label_set
 
@@ -59,8 +58,8 @@ def read_side(folder: Path, name: str, label_name: str, dominants: tally.Dominan
         raise InputError(f"{folder}: counted with the labels {counted!r}, not {labels.name!r} (--labels names the set)")
 
     def file(key: str) -> Path:
-        own = folder / f"{key}.jsonl"
-        return own if own.is_file() or key not in settings else Path(settings[key])
+        path = folder / f"{key}.jsonl"
+        return path if path.is_file() or key not in settings else Path(settings[key])
 
     table = tally.read_predictions(file("predictions"), labels)
     judge = tally.read_judgements(file("judgements"), labels, table) if file("judgements").is_file() else "no judge"
@@ -77,22 +76,24 @@ def align(sides: Sequence[Side], common: bool) -> list[Ints]:
     """
     first = sides[0]
     rows: list[Ints] = [np.arange(len(first.table)), *(side.table.rows(first.table.clips) for side in sides[1:])]
-    keep = np.all([found != MISSING for found in rows], axis=0)
+    keep = np.all([side_rows != MISSING for side_rows in rows], axis=0)
     if not common:
-        for side, found in zip(sides, rows, strict=True):
-            extra = len(side.table) - int((found != MISSING).sum())
-            lacking = int((found == MISSING).sum())
+        for side, side_rows in zip(sides, rows, strict=True):
+            extra = len(side.table) - int((side_rows != MISSING).sum())
+            lacking = int((side_rows == MISSING).sum())
             if extra or lacking:
-                example = f", such as {tally.clip_at(first.predictions, int(np.argmin(found)))!r}" if lacking else ""
+                example = (
+                    f", such as {tally.clip_at(first.predictions, int(np.argmin(side_rows)))!r}" if lacking else ""
+                )
                 raise InputError(
                     f"{side.name} lacks {lacking} clips of {first.name}{example}, and has {extra} others: "
                     "--common compares those that all runs have"
                 )
     if not keep.any():
         raise InputError(f"{', '.join(side.name for side in sides)}: no clip is common to these runs")
-    rows = [found[keep] for found in rows]
-    for side, found in zip(sides[1:], rows[1:], strict=True):
-        other = first.column("labels", rows[0]) != side.column("labels", found)
+    rows = [side_rows[keep] for side_rows in rows]
+    for side, side_rows in zip(sides[1:], rows[1:], strict=True):
+        other = first.column("labels", rows[0]) != side.column("labels", side_rows)
         if other.any():
             name = tally.clip_at(first.predictions, int(rows[0][int(np.argmax(other))]))
             raise InputError(f"clip {name!r} has another label in {side.name} than in {first.name}")
@@ -115,10 +116,10 @@ def changed(sides: Sequence[Side], rows: Sequence[Ints], outcomes: Sequence[Ints
         runs = {
             side.name: {
                 "cell": str(cell[i]),
-                "answer": word(side.table.answers[found[i]]),
-                "judged": word(side.table.judgements[found[i]]),
+                "answer": word(side.table.answers[side_rows[i]]),
+                "judged": word(side.table.judgements[side_rows[i]]),
             }
-            for side, found, cell in zip(sides, rows, named, strict=True)
+            for side, side_rows, cell in zip(sides, rows, named, strict=True)
         }
         yield {"clip_id": row["clip_id"], "label": word(sides[0].table.labels[number]), "runs": runs}
 
@@ -165,16 +166,16 @@ def main(argv: Sequence[str]) -> Row:
     names = _names(args.runs)
     sides = [read_side(folder, name, args.labels, dominants) for folder, name in zip(args.runs, names, strict=True)]
     if len({side.judge for side in sides}) > 1 and not args.any_judge:
-        found = ", ".join(f"{side.name} by {side.judge!r}" for side in sides)
-        raise InputError(f"judged by different judges ({found}): judge them alike, or allow it with --any_judge")
+        judges = ", ".join(f"{side.name} by {side.judge!r}" for side in sides)
+        raise InputError(f"judged by different judges ({judges}): judge them alike, or allow it with --any_judge")
     rows = align(sides, args.common)
 
     # Figures
     truth = sides[0].column("labels", rows[0])
     outcomes, places = [], []
-    for side, chosen in zip(sides, rows, strict=True):
-        outcomes.append(outcome_of(truth, side.column("answers", chosen), side.column("judgements", chosen)))
-        starts = start_of(side.column("first", chosen), side.column("dominants", chosen))
+    for side, common in zip(sides, rows, strict=True):
+        outcomes.append(outcome_of(truth, side.column("answers", common), side.column("judgements", common)))
+        starts = start_of(side.column("first", common), side.column("dominants", common))
         places.append((outcomes[-1], starts))
     figures: Row = {"n": len(truth), "labels": labels.name, "first": names[0], "judge": sides[0].judge, "runs": {}}
     for name, outcome, place in zip(names[1:], outcomes[1:], places[1:], strict=True):
@@ -190,8 +191,8 @@ def main(argv: Sequence[str]) -> Row:
     if args.out is not None:
         write_json(args.out / "compare.json", figures)
         write_jsonl(args.out / "changed.jsonl", changed(sides, rows, outcomes, labels))
-        given = zip(args.runs, names, strict=True)
-        runs = [run_of(folder, args.labels, None, args.importance, name) for folder, name in given]
+        named = zip(args.runs, names, strict=True)
+        runs = [run_of(folder, args.labels, None, args.importance, name) for folder, name in named]
         write_page(args.out / "report.html", runs, tables=comparison(figures))
     show(figures)
     where = f" -> {args.out}/compare.json, changed.jsonl, report.html" if args.out else ""
@@ -206,20 +207,20 @@ def show(figures: Row) -> None:
     from rich.table import Table
 
     console = Console()
-    for name, found in figures["runs"].items():
+    for name, metrics in figures["runs"].items():
         table = Table("", escape(figures["first"]), escape(name), "difference, points", show_edge=False, pad_edge=False)
-        for rate, row in found["differences"].items():
+        for rate, row in metrics["differences"].items():
             if row["difference"] is not None:
                 low, high = (100 * bound for bound in row["difference_ci95"])
                 change = f"{100 * row['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]"
                 table.add_row(rate, percent(row["first"]), percent(row["second"]), change)
         console.print(table)
-        for test, row in found["mcnemar"].items():
+        for test, row in metrics["mcnemar"].items():
             p = "–" if row["p"] is None else f"{row['p']:.3g}"
             counts = f"only first {row['only_first']}, only second {row['only_second']} of {row['n']}"
             console.print(f"McNemar, {test}: {counts}, p = {p}", highlight=False)
-        moved = [row for row in found["cells"] if row["from"] != row["to"]]
-        console.print(f"{found['n_changed']} clips changed their cell", highlight=False)
+        moved = [row for row in metrics["cells"] if row["from"] != row["to"]]
+        console.print(f"{metrics['n_changed']} clips changed their cell", highlight=False)
         for row in sorted(moved, key=lambda row: -row["n"]):
             console.print(f"  {row['from']} -> {row['to']}: {row['n']}", highlight=False)
 

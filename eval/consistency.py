@@ -33,19 +33,15 @@ from eval.page.browser import Run
 from eval.page.tables import percent, print_table
 from eval.report import write_page
 from eval.run import predict
-from eval.run.options import arguments, engine_of, generation_of, shown_settings
-from migr.cli import demo_arguments
-from migr.clips.record import ModelRecord, find_labels
+from eval.run.options import arguments, settings_of
 from migr.errors import exit_on_input_error
 from migr.files.claim import claim
 from migr.files.fingerprint import file_digest
-from migr.files.records import Row, digest, iter_jsonl, read_json, write_environment, write_json
+from migr.files.records import Row, digest, iter_jsonl, write_environment, write_json
 from migr.judge import close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, labelled_texts, reliability
 from migr.sources import predictions as readers
-from migr.text.labels import LabelSet
-
-CIRCULAR = "what it finds consistent was paid for; take another judge for a figure to report"
+from migr.text.labels import LabelSet, label_set
 
 
 def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
@@ -58,20 +54,6 @@ def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
     return labelled_texts(SHIPPED, labels) if all(labels.canonical(emotion) for emotion in known) else []
 
 
-def same_judge(name: str, other: str | None) -> bool:
-    """Whether two names are of one judge, whatever is hidden from it (which stands behind the comma)."""
-    return other is not None and name.partition(",")[0] == other.partition(",")[0]
-
-
-def rewards_judge(predictions: Path | None, record: ModelRecord | None) -> str | None:
-    """Name of the judge that the model was rewarded by, as its folder or the predictions' run tells."""
-    if record is not None or predictions is None:
-        return record.reward_judge if record is not None else None
-    run = predictions.parent / "run.json"
-    facts = read_json(run) if run.is_file() else {}
-    return facts.get("reward_judge") if isinstance(facts, dict) else None
-
-
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Config, predictions, judgements, figures; returns the metrics ({} where another process counts).
 
@@ -79,12 +61,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         InputError: Something in the input or the configuration is wrong.
     """
     # Config
-    args, record = arguments(argv or demo_arguments("evaluation"), __doc__)
-    labels = find_labels(args.labels, args.clips or args.predictions, model=record)
+    if not argv:
+        from stages.demo import demo
+
+        argv = demo.arguments_of("evaluation", demo.make("export", variants=["migr"]))
+    args = arguments(argv, __doc__)
+    labels = label_set(args.labels)
     judge, judge_facts, texts = None, None, []
     if args.judge:
-        options = {"hide_emotion_words": args.hide_emotion_words, "prices": args.judge_prices}
-        judge = open_judge(args.judge, labels, cache=args.judge_cache, engine=engine_of(args), **options)
+        options = {"hide_emotion_words": args.hide_emotion_words, "prices": args.judge_prices, "engine": args.engine}
+        judge = open_judge(args.judge, labels, cache=args.judge_cache, **options)
         texts = check_texts(args.judge_check, labels)
     dominants = tally.read_dominants(args.importance) if args.importance else None
     predictions, judgements = args.predictions, args.judgements
@@ -95,17 +81,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     # Predictions
     if predictions is None:
-        generation = generation_of(args, labels, record)
-        clips = predict.chosen_clips(generation)
-        config = {**predict.generation_config(generation), "reward_judge": record and record.reward_judge, **judging}
+        clips = predict.chosen_clips(args, labels)
+        config = {**predict.generation_config(args, labels), **judging}
         args.out.mkdir(parents=True, exist_ok=True)
         predictions = args.out / "predictions.jsonl"
         claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite)
-        if not predict.generate(clips, generation, predictions):
+        if not predict.generate(clips, args, labels, predictions):
             return {}
         write_environment(args.out)
     else:
-        config = {"predictions": file_digest(predictions), "label_set": labels.as_record(), **judging}
+        config = {"predictions": file_digest(predictions), "labels": labels.labels, **judging}
         files = [args.out / "judgements.jsonl"] if judge is not None else []
         if readers.needs_conversion(predictions, args.format, args.truth):
             files.append(args.out / "predictions.jsonl")
@@ -130,8 +115,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         if prompt_of(judge):
             judge_facts |= {"prompt": prompt_of(judge), "prompt_hash": digest(prompt_of(judge))}
         judge_facts |= {"usage": usage_of(judge)} if usage_of(judge) else {}
-        if same_judge(judge.name, rewards_judge(args.predictions, record)):
-            judge_facts["rewarded"] = True
         close(judge)
     if judgements is not None:
         name = tally.read_judgements(judgements, labels, table)
@@ -140,7 +123,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     # Figures
     columns = (table.labels, table.answers, table.judgements)
     metrics = measure(*columns, labels.labels, table.first, table.dominants, args.resamples, args.seed)
-    metrics |= {"judge": judge_facts, "settings": shown_settings(args, labels, read), "synonyms": labels.synonyms}
+    metrics |= {"judge": judge_facts, "settings": settings_of(args, labels, read), "synonyms": labels.synonyms}
     if args.predictions is None:
         metrics["n_quarantined"] = len(predict.quarantined(args.out))
     write_json(args.out / "metrics.json", metrics)
@@ -149,8 +132,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     run = Run(name, metrics, labels, predictions, judgements, args.importance, args.clips)
     write_page(args.out / "report.html", [run])
     print_table({name: metrics})
-    if judge_facts and judge_facts.get("rewarded"):
-        print(f"evaluation: judge {judge_facts['name']} is the one that the model was rewarded by: {CIRCULAR}")
     if judge_facts and judge_facts.get("usage"):
         print("judge: " + ", ".join(f"{key} {value}" for key, value in judge_facts["usage"].items()))
     print(

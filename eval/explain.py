@@ -1,40 +1,38 @@
 """One clip: which modality carries the emotion, what the model says about it, and its answer.
 
     python eval/explain.py clip.mp4                                                (the demo's model; made if lacking)
-    python eval/explain.py clip.mp4 --model runs/dfew/model --importance runs/dfew/importance
+    python eval/explain.py clip.mp4 --model runs/dfew/model --importance runs/dfew/importance \
+        --config configs/7b_80gb/eval.yaml
 
 Any video with or without sound, or sound alone (wav, mp3, ...). Shows the importance as bars and the reasoning in the
 colours of its modalities, and writes the same as one HTML file with the frames and the sound that the model got.
-`--importance` is a folder of stages/importance.py; without it there are no bars. Frames are sampled as in training: the
-model's folder says how. The demo's model knows only the cartoon faces and voices of its own benchmark.
+`--importance` is a folder of stages/importance.py; without it there are no bars. `--config` is the YAML of the
+evaluation: frames must be sampled as in training. The demo's model knows only the cartoon faces and voices of its own
+benchmark.
 """
 
 import argparse
-import base64
-import html
 import io
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from eval.run.options import prompt_of
-from eval.run.predict import GenerationSettings
-from migr.cli import Parser, demo_arguments, settings_of
+from eval.run.predict import MEDIA
 from migr.clips.manifest import Clip
-from migr.clips.media import Media, probe
-from migr.clips.record import find_labels, read_record
-from migr.errors import InputError, exit_on_input_error
+from migr.clips.media import Media, MediaSettings, probe
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import read_json
-from migr.settings import DecodingSettings, EngineSettings, LabelSettings, MediaSettings
+from migr.page import environment, image_uri
 from migr.text.format import Response, parse
-from migr.text.labels import LabelSet
+from migr.text.labels import LabelSet, label_set
 
 COLOURS = {"video": "cyan", "audio": "yellow", "text": "green"}
+_TEMPLATES = Path(__file__).parent / "page"
 BAR = 40  # characters of a full bar
 
 
@@ -63,8 +61,8 @@ class Explanation:
     finished: bool
 
 
-def arguments() -> tuple[argparse.Namespace, LabelSet]:
-    """The command line and the labels; what neither a flag nor `--config` gives comes from the model's folder.
+def arguments() -> argparse.Namespace:
+    """The command line; `media` holds the settings of `--config`, or the defaults, under those given as flags.
 
     Raises:
         InputError: A flag or a key of the YAML is wrong.
@@ -74,24 +72,40 @@ def arguments() -> tuple[argparse.Namespace, LabelSet]:
     add("clip", type=Path, help="the video or audio file")
     add("--model", type=Path, help="folder of stages/export.py, an adapter, or a model (default: the demo's)")
     add("--importance", type=Path, help="folder of stages/importance.py, for the bars")
+    add("--config", type=Path, help="YAML of eval/consistency.py: labels, frames, length of the answer")
+    add("--labels", help="dfew, mafw, or a file with one label a line (default dfew)")
+    add("--max_new_tokens", type=int, help="longest answer (default 256)")
     add("--out", type=Path, help="HTML file to write (default: the clip's name, in this folder)")
-    parser.add_settings(LabelSettings, MediaSettings, DecodingSettings)
-    parser.accept_keys(EngineSettings, GenerationSettings)  # of the evaluation's YAML; one clip needs none of them
+    for name in MEDIA[:-1]:
+        add(f"--{name}", type=float if name == "fps" else int, help="how frames are sampled; as in training")
     args = parser.parse_args()
+    settings: dict[str, Any] = {}
+    if args.config is not None:
+        from eval.run import options
+
+        given = ["--config", str(args.config), "--clips", "-", "--model", "-", "--judge", "lexicon", "--out", "-"]
+        read = options.arguments(given, __doc__)
+        settings = {name: getattr(read, name) for name in (*MEDIA, "labels", "max_new_tokens")}
     if args.model is None:
-        made = parser.parse_args([str(args.clip), *demo_arguments("explain"), *sys.argv[1:]])
-        args = made
-    record = read_record(args.model)
-    if record is not None:
-        parser.inherit(args, record.media, record.source)
+        from stages.demo import demo
+
+        run = demo.make("export", variants=["migr"])
+        args.model = run / "export" / "migr"
+        args.importance = args.importance or run / "importance"
+        settings = {**demo._media(), "max_new_tokens": 96, **settings}
+    for name in ("labels", "max_new_tokens"):
+        if getattr(args, name) is None:
+            setattr(args, name, settings.get(name, {"labels": "dfew", "max_new_tokens": 256}[name]))
+    own = {name: value for name in MEDIA[:-1] if (value := getattr(args, name)) is not None}
+    args.media = MediaSettings(**{**{name: settings[name] for name in MEDIA if name in settings}, **own})
     args.out = args.out or Path(f"{args.clip.stem}.html")
     if args.out.resolve() == args.clip.resolve():
         raise InputError(f"--out {args.out}: that is the clip itself")
-    return args, find_labels(args.labels, model=record)
+    return args
 
 
 def explain(
-    path: Path, model: Path, importance: Path | None, labels: LabelSet, media: MediaSettings, decoding: DecodingSettings
+    path: Path, model: Path, importance: Path | None, labels: LabelSet, media: MediaSettings, max_new_tokens: int
 ) -> Explanation:
     """Ask the model about one file.
 
@@ -101,7 +115,7 @@ def explain(
         importance: Folder with fusion.safetensors, or None.
         labels: What may be answered.
         media: How the file is sampled.
-        decoding: How the answer is drawn.
+        max_new_tokens: Longest answer.
 
     Raises:
         InputError: The file, the model or the fusion network cannot be used, or they do not belong together.
@@ -112,23 +126,21 @@ def explain(
         raise InputError(f"{path}: neither video nor sound in it")
     net = load_fusion(importance, labels) if importance is not None else None
 
-    from eval.figures.tally import answer_of
     from migr.engine import Request, open_engine
     from migr.engine.transformers import TransformersEngine
-    from migr.omni.prompt import render_prompt
+    from migr.omni.prompt import question_about, render_prompt
 
-    options = {**asdict(decoding), "audio_in_video": media.audio_in_video}
-    with open_engine(model, "transformers", **options) as engine:
+    interleaved = media.audio_in_video
+    with open_engine(model, "transformers", max_new_tokens=max_new_tokens, audio_in_video=interleaved) as engine:
         assert isinstance(engine, TransformersEngine)  # vLLM takes longer to start than one clip takes
         from migr.omni.inputs import OmniInputs
 
         inputs = OmniInputs(engine.task.inputs.processor, media)
         decoded = inputs.media(clip)
-        ask = prompt_of(labels, read_record(model))
-        prompt = render_prompt(inputs.processor, ask, clip.has_video, clip.has_audio)
+        prompt = render_prompt(inputs.processor, question_about(clip, labels.labels), clip.has_video, clip.has_audio)
         (generation,) = engine.generate([Request(str(path), prompt, decoded)])
         response = parse(generation.text)
-        answer = answer_of(response, labels)
+        answer = response.label(labels)
         weights, about = None, None
         if net is not None:
             weights, about = weigh(net, engine.model, inputs, clip, answer, labels)
@@ -212,70 +224,46 @@ def show(found: Explanation, console: Console) -> None:
 
 def page(found: Explanation) -> str:
     """The same as one HTML file; everything inside, nothing fetched."""
-    parts = [f"<h1>{html.escape(found.clip.path.name)}</h1>"]
-    if found.media.frames is not None:
-        pictures = "".join(f'<img alt="" src="{_png(frame)}">' for frame in found.media.frames[:16])
-        parts.append(f'<div class="frames">{pictures}</div>')
-    if found.media.waveform is not None:
-        parts.append(_wave(found.media.waveform))
-    if found.importance is not None:
-        parts.append(f"<h2>Importance for {html.escape(found.about or '')}</h2><table>")
-        for name, weight in found.importance.items():
-            bar = f'<div class="bar {name}" style="width:{100 * weight:.1f}%"></div>'
-            parts.append(f'<tr><th>{name}</th><td class="wide">{bar}</td><td>{weight:.2f}</td></tr>')
-        parts.append("</table>")
-    else:
-        parts.append("<p class=quiet>No importance: no fusion network was given.</p>")
-    reasoning = found.response.reasoning
-    parts.append("<h2>Reasoning</h2>")
-    if reasoning is None:
-        parts.append(f"<p class=quiet>Not in the format; as it came:</p><p>{html.escape(found.text)}</p>")
-    else:
-        for name, text in reasoning.segments:
-            parts.append(f'<p class="seg {name}"><b>{name}</b> {html.escape(text)}</p>')
-        parts.append(f"<p>{html.escape(reasoning.conclusion)}</p>")
-    answer = found.answer or f"{found.response.answer or 'none'} (none of the labels)"
-    parts.append(f"<h2>Answer: {html.escape(answer)}</h2>")
-    title = html.escape(found.clip.path.name)
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>" + "".join(
-        parts
+    frames, waveform = found.media.frames, found.media.waveform
+    points, wave = (0, "") if waveform is None else _wave(waveform)
+    return (
+        environment(_TEMPLATES)
+        .get_template("clip.html.j2")
+        .render(
+            title=found.clip.path.name,
+            frames=[] if frames is None else [_png(frame) for frame in frames[:16]],
+            points=points,
+            wave=Markup(wave),  # noqa: S704  (numbers of ours)
+            importance=found.importance,
+            about=found.about,
+            reasoning=found.response.reasoning,
+            text=found.text,
+            answer=found.answer or f"{found.response.answer or 'none'} (none of the labels)",
+        )
     )
 
 
-STYLE = (
-    "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#1c1e21}"
-    "h1{font-size:1.2rem}h2{font-size:1rem;margin-top:1.6rem}.quiet{color:#676d76}"
-    ".frames{display:flex;flex-wrap:wrap;gap:4px}.frames img{height:84px;border-radius:4px}"
-    "svg{width:100%;height:60px;display:block;margin-top:.5rem}polyline{fill:none;stroke:#8f4f0d;stroke-width:1}"
-    "table{width:100%;border-spacing:0 .3rem}th{text-align:left;width:4rem;font-weight:500}.wide{width:100%}"
-    ".bar{height:1.1rem;border-radius:3px}.bar.video{background:#7fb0e6}.bar.audio{background:#e8ad6b}"
-    ".bar.text{background:#86c58c}.seg{padding:.5rem .8rem;border-radius:6px}.seg.video{background:#dfeaf8}"
-    ".seg.audio{background:#fbe9d2}.seg.text{background:#e0f1e1}"
-)
-
-
-def _png(frame: np.ndarray) -> str:
+def _png(frame: np.ndarray) -> Markup:
     from matplotlib.image import imsave
 
     file = io.BytesIO()
     imsave(file, np.ascontiguousarray(frame.transpose(1, 2, 0)), format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return image_uri(file.getvalue())
 
 
-def _wave(waveform: np.ndarray, points: int = 400) -> str:
-    """The loudness over time as a line."""
-    pieces = np.array_split(np.abs(waveform), min(points, len(waveform)))
+def _wave(waveform: np.ndarray, most: int = 400) -> tuple[int, str]:
+    """The loudness over time: the number of points of a line in a box 60 high, and the points."""
+    pieces = np.array_split(np.abs(waveform), min(most, len(waveform)))
     peaks = [float(piece.max()) for piece in pieces]
     largest = max(*peaks, 1e-6)
-    line = " ".join(f"{i},{60 - 56 * peak / largest:.1f}" for i, peak in enumerate(peaks))
-    return f'<svg viewBox="0 0 {len(peaks)} 60" preserveAspectRatio="none"><polyline points="{line}"/></svg>'
+    return len(peaks), " ".join(f"{i},{60 - 56 * peak / largest:.1f}" for i, peak in enumerate(peaks))
 
 
 def main() -> None:
     """Ask, show, write."""
-    args, labels = arguments()
-    media, decoding = settings_of(MediaSettings, args), settings_of(DecodingSettings, args)
-    found = explain(args.clip, args.model, args.importance, labels, media, decoding)
+    args = arguments()
+    labels = label_set(args.labels)
+    found = explain(args.clip, args.model, args.importance, labels, args.media, args.max_new_tokens)
     show(found, Console())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(found), encoding="utf-8")

@@ -13,7 +13,8 @@ The folder `--out` gets grounding.jsonl (a row a clip), grounding.json and groun
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,15 @@ from tqdm import tqdm
 
 from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
 from eval.figures.tally import PREDICTION_KEYS
-from eval.run.options import engine_of, prompt_of
-from eval.run.predict import GenerationSettings, asker
-from migr.cli import Parser, settings_of
+from eval.run import predict
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.record import find_labels, read_record
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.claim import claim
 from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing, ids_in
 from migr.files.records import Row, read_jsonl, write_environment, write_json
 from migr.planted.truth import segment_truth
-from migr.settings import CacheSettings, DecodingSettings, EngineSettings, LabelSettings, MediaSettings
+from migr.text.labels import LabelSet, label_set
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -71,10 +69,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    kept = [segment for row in rows for segment in row["segments"]]
+    segments = [segment for row in rows for segment in row["segments"]]
     names = {f"{m}\n{how}": (m, how) for m in ("video", "audio") for how in CHANGES}
     values = [
-        [s[how] / s["tokens"] for s in kept if s["modality"] == m and s[how] is not None] for m, how in names.values()
+        [s[how] / s["tokens"] for s in segments if s["modality"] == m and s[how] is not None]
+        for m, how in names.values()
     ]
     figure, axis = plt.subplots(figsize=(6, 3.4))
     axis.axhline(0, color="0.6", linewidth=1)
@@ -86,42 +85,42 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, GenerationSettings]:
-    """Parse the flags; what they do not give comes from the model's folder.
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags.
 
     Raises:
         InputError: An unknown flag, or a value out of range.
     """
+    from migr.clips.media import MediaSettings
+
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="predictions.jsonl of eval/consistency.py")
     add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
     add("--model", type=Path, required=True, help="the model that wrote the predictions")
     add("--out", type=Path, required=True, help="folder for what is written")
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     add("--limit", type=int, help="the first so many predictions only")
+    add("--engine", choices=["auto", "vllm", "transformers"], default="auto", help="auto: vllm if there")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights")
+    add("--batch_size", type=int, help="requests at a time (default 64 with vllm, 16 with transformers)")
+    add("--tensor_parallel", type=int, default=1, help="GPUs that vllm spreads the model over (default 1)")
+    add("--cache_dir", type=Path, help="where decoded clips are kept (shared by all stages)")
     add("--seed", type=int, default=0, help="seed of the exchanged clips and of the bootstrap")
     add("--resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
-    add("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="discard another run in --out")
-    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, CacheSettings)
-    parser.accept_keys(DecodingSettings, GenerationSettings)  # of the evaluation's YAML
+    add("--overwrite", action="store_true", help="discard another run in --out")
+    for field in fields(MediaSettings):
+        if field.name in predict.MEDIA:
+            action = argparse.BooleanOptionalAction if isinstance(field.default, bool) else None
+            kind: dict[str, Any] = {"action": action} if action else {"type": type(field.default)}
+            add(f"--{field.name}", default=field.default, help="how clips are sampled, as in training", **kind)
     args = parser.parse_args(argv)
-    for name in ("limit", "resamples"):
+    for name in ("limit", "batch_size", "resamples", "tensor_parallel"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    record = read_record(args.model)
-    if record is not None:
-        parser.inherit(args, record.media, record.source)
-    labels = find_labels(args.labels, args.clips, args.predictions, model=record)
-    return args, GenerationSettings(
-        model=args.model,
-        clips=args.clips,
-        labels=labels,
-        prompt=prompt_of(labels, record),
-        media=settings_of(MediaSettings, args),
-        engine=engine_of(args),
-        decoding=DecodingSettings(max_new_tokens=1),
-        cache_dir=args.cache_dir,
-    )
+    if args.engine == "auto":
+        args.engine = "vllm" if find_spec("vllm") and not args.audio_in_video else "transformers"
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -130,40 +129,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         InputError: Something in the input or the configuration is wrong.
     """
-    args, generation = arguments(argv)
+    args = arguments(argv)
+    labels = label_set(args.labels)
 
     # Data
-    known = {clip.clip_id: clip for clip in read_clips(args.clips, generation.labels)}
+    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
     predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
-    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in known]:
+    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in by_id]:
         raise InputError(f"{args.predictions}: clip {lost[0]!r} is not in {args.clips}")
     if bad := [row["clip_id"] for row in predictions if not isinstance(row["response"], str)]:
         raise InputError(f"{args.predictions}: clip {bad[0]!r}: response must be text")
     if not predictions:
         raise InputError(f"{args.predictions}: no predictions in it")
-    clips = {row["clip_id"]: known[row["clip_id"]] for row in predictions}
+    clips = {row["clip_id"]: by_id[row["clip_id"]] for row in predictions}
     config = {
         "model": model_digest(args.model),
         **{name: file_digest(getattr(args, name)) for name in ("predictions", "clips")},
-        "label_set": generation.labels.as_record(),
-        "prompt": generation.prompt,
-        "media": asdict(generation.media),
-        "engine": [generation.engine.engine, args.dtype, args.seed],
+        "labels": list(labels.labels),
+        "media": {name: getattr(args, name) for name in predict.MEDIA},
+        "engine": [args.engine, args.dtype, args.seed],
     }
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out / "grounding.jsonl"
     claim(args.out, config, [out], args.overwrite)
 
     # Scores
-    wanted = predictions[: args.limit]
+    sample = predictions[: args.limit]
     with Growing(out) as file:
         done = ids_in([out])
         for row in tqdm(
-            score(generation, [row for row in wanted if row["clip_id"] not in done], clips, predictions, args.seed),
+            score(args, [row for row in sample if row["clip_id"] not in done], clips, predictions, labels),
             desc="scoring",
             unit="clip",
-            total=len(wanted),
-            initial=len([row for row in wanted if row["clip_id"] in done]),
+            total=len(sample),
+            initial=len([row for row in sample if row["clip_id"] in done]),
         ):
             file.append(row)
     write_environment(args.out)
@@ -171,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # Figures
     rows = read_jsonl(out, ("clip_id", "segments"), unique="clip_id")
     figures = {**measure(rows, args.resamples, args.seed), **segment_truth(args.predictions, args.clips)}
-    figures["settings"] = {name: str(getattr(args, name)) for name in ("model", "predictions", "clips", "seed")}
-    figures["settings"]["engine"] = generation.engine.engine
+    figures["settings"] = {
+        name: str(getattr(args, name)) for name in ("model", "predictions", "clips", "engine", "seed")
+    }
     write_json(args.out / "grounding.json", figures)
     plot(rows, args.out / "grounding.png")
     show(figures)
@@ -181,36 +181,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def score(
-    settings: GenerationSettings, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], seed: int
+    args: argparse.Namespace, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], labels: LabelSet
 ) -> Iterator[Row]:
     """The rows of grounding.jsonl, in order."""
     if not rows:
         return
     from migr.engine import open_engine
 
-    ask, labels = asker(settings), settings.labels
-    donors = Donors(every, clips, labels, seed)
-    options = {**settings.engine.options(), **asdict(settings.decoding)}
-    with open_engine(settings.model, audio_in_video=settings.media.audio_in_video, **options) as engine:
+    ask = predict.asker(args, labels)
+    donors = Donors(every, clips, labels, args.seed)
+    options = {name: getattr(args, name) for name in ("dtype", "batch_size", "tensor_parallel", "audio_in_video")}
+    with open_engine(args.model, args.engine, max_new_tokens=1, **options) as engine:
         source = iter(rows)
         while batch := list(islice(source, 16)):
             pairs = [(clips[row["clip_id"]], row["response"]) for row in batch]
-            found = gains(engine, ask, pairs, donors.of_media)
+            segment_gains = gains(engine, ask, pairs, donors.of_media)
             lenders = [(clip, donors.of_reasoning(clip.clip_id)) for clip, _ in pairs]
-            asked = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
-            read = answers(engine, ask, asked, labels)
+            exchanges = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
+            read = answers(engine, ask, exchanges, labels)
             for clip, lender in lenders:
                 name = clip.clip_id
-                own, other = read.get(name, (None, None))
+                original, other = read.get(name, (None, None))
                 lent = {m: donors.of_media(clip, m) for m in ("video", "audio")}
                 yield {
                     "clip_id": name,
-                    "segments": found[name],
+                    "segments": segment_gains[name],
                     "media_from": {m: c.clip_id for m, c in lent.items() if c},
                     "reasoning_from": lender,
                     "answer": donors.answers[name],
                     "other_answer": donors.answers[lender] if lender else None,
-                    "answer_behind_own": own,
+                    "answer_behind_own": original,
                     "answer_behind_other": other,
                 }
 

@@ -20,14 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.cli import Parser, settings_of
-from migr.clips.record import find_labels
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import Row, iter_jsonl, write_json, write_jsonl
 from migr.judge import close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, agreement, judge_texts, labelled_texts, reliability
-from migr.settings import EngineSettings, LabelSettings
-from migr.text.labels import LabelSet
+from migr.text.labels import LabelSet, label_set
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,11 +33,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("judges", nargs="+", metavar="JUDGE", help="one judge or several")
     add("--texts", type=Path, default=SHIPPED, help="JSONL with text and emotion (default: the shipped texts)")
     add("--predictions", type=Path, help="predictions.jsonl: compare the judges on these reasonings instead")
-    hide = "judges do not see words that name an emotion"
-    add("--hide_emotion_words", action=argparse.BooleanOptionalAction, default=False, help=hide)
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
+    add("--hide_emotion_words", action="store_true", help="judges do not see words that name an emotion")
     add("--judge_cache", type=Path, help="file of judgements made before, so that a rerun does not pay again")
     add("--out", type=Path, help="folder for judges.json and misread.jsonl")
-    parser.add_settings(LabelSettings, EngineSettings)
     args = parser.parse_args(argv)
     if args.predictions is not None and len(args.judges) < 2:
         raise InputError("--predictions has no truth to measure one judge by: name two judges, or give --texts")
@@ -53,16 +49,16 @@ def main(argv: Sequence[str]) -> Row:
     """Config, texts, judgements, figures; returns the figures."""
     # Config
     args = _arguments(argv)
-    labels = find_labels(args.labels, args.predictions)
+    labels = label_set(args.labels)
     options: dict[str, Any] = {"hide_emotion_words": args.hide_emotion_words, "cache": args.judge_cache}
-    options["engine"] = settings_of(EngineSettings, args)
     judges = [open_judge(name, labels, **options) for name in args.judges]
 
     # Texts
     if args.predictions is not None:
-        from eval.figures.tally import PREDICTION_KEYS, reasoning_of
+        from eval.figures.tally import PREDICTION_KEYS
+        from migr.text.format import parse
 
-        texts = [reasoning_of(row["response"]) for row in iter_jsonl(args.predictions, PREDICTION_KEYS)]
+        texts = [parse(row["response"]).plain for row in iter_jsonl(args.predictions, PREDICTION_KEYS)]
         rows: list[Row] = []
     else:
         rows = labelled_texts(args.texts, labels)

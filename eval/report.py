@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.page.browser import CELLS, Rows, Run, clean, collect, judged_confusion, run_of, transitions
+from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
 from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent
-from migr.cli import Parser
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import atomic
+from migr.page import clean, data_uri, environment
 from migr.text.format import MODALITIES
 
 # Of a clip's answer and of the judge's reading of its reasoning: the sign and the name of each cell.
@@ -38,7 +37,6 @@ _CELLS = {
 }
 _TICKS = {0.3: 3}  # steps of an axis that ends there; 5 elsewhere
 _HERE = Path(__file__).parent / "page"
-_IMAGES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 def write_page(
@@ -70,18 +68,11 @@ def write_page(
     out = Path(out)
     rows = collect(runs, out, copy_clips)
     metrics = {run.name: run.metrics for run in runs}
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, interval=interval, count=count)
+    templates = environment(_HERE)
+    templates.filters.update(percent=percent, interval=interval, count=count)
     settings = {run.name: run.metrics["settings"] for run in runs if run.metrics.get("settings")}
     script = (_HERE / "page.js").read_text(encoding="utf-8") if rows.clips else ""
-    page = environment.get_template("report.html.j2").stream(
+    page = templates.get_template("report.html.j2").stream(
         title=title,
         intro=intro,
         runs=metrics,
@@ -105,7 +96,7 @@ def write_page(
         strip=_scale(metrics, ROWS[0][0], ()),
         ticks=_TICKS,
         tables=tables,
-        sections=[(heading, [_data_uri(path) for path in paths]) for heading, paths in sections],
+        sections=[(heading, [data_uri(path) for path in paths]) for heading, paths in sections],
         shown=len(rows.clips),
         complete=rows.complete,
         # Markup: our own files
@@ -118,10 +109,6 @@ def write_page(
     with atomic(out) as file:
         file.writelines(page)
     return len(rows.clips)
-
-
-def _finalize(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _data(runs: Sequence[Run], rows: Rows) -> Iterator[Markup]:
@@ -176,15 +163,6 @@ def _scale(runs: Mapping[str, Metrics], key: str, groups: Sequence[str] = ("per_
     parts = [part for metrics in runs.values() for name in groups for part in metrics[name].values()]
     bounds = [part[f"{key}_ci95"][1] for part in [*runs.values(), *parts] if part[f"{key}_ci95"]]
     return next(end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0) if end >= min(1.0, max(bounds, default=1.0)))
-
-
-def _data_uri(path: str | Path) -> Markup:
-    path = Path(path)
-    if path.suffix.lower() not in _IMAGES or not path.is_file():
-        raise InputError(f"{path}: no such image (the page embeds {', '.join(_IMAGES)})")
-    content = base64.b64encode(path.read_bytes()).decode()
-    # Markup: base64 needs no escaping, and it must not be shortened.
-    return Markup(f"data:{_IMAGES[path.suffix.lower()]};base64,{content}")  # noqa: S704
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,22 +3,19 @@
 from typing import Any
 
 from migr.text.format import parse
-from reward.score import LONGEST
+from reward.score import text_of
 
 
 def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
     """1 where the response has exactly the format of `migr.text.format`, else 0 (a runaway response too).
 
     Args:
-        completions: Responses as strings or as TRL's message lists.
+        completions: (n,) responses, as strings or as TRL's message lists.
 
     Returns:
-        One number a completion.
+        (n,) numbers in [0, 1].
+
+    >>> format_reward(["<think>He smiles.</think><answer>happy</answer>", "He smiles. happy"])
+    [1.0, 0.0]
     """
-    texts = [text_of(completion) for completion in completions]
-    return [float(len(text) <= LONGEST and parse(text).error is None) for text in texts]
-
-
-def text_of(completion: Any) -> str:
-    """A completion's text, whether TRL hands it over as a string or as a list of messages."""
-    return completion if isinstance(completion, str) else completion[0]["content"]
+    return [float(parse(text_of(completion)).error is None) for completion in completions]

@@ -1,79 +1,122 @@
-"""Score one response against its clip: the one function behind every reward.
+"""Score one response against its clip: the reading behind every reward.
 
-Each reward is a number in [0, 1] for any string, or None where it cannot be judged. The evaluation reads responses
-with the same parser and the same judges (`migr.text.format`, `migr.judge`), so reward and metric cannot drift apart.
+Each reward is a number in [0, 1] for any string, or None where it cannot be judged. The evaluation takes responses
+apart with the same function (`migr.text.format.parse`) and shows its judge the same text: what is paid is what is
+counted.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from migr.judge import Judge
-from migr.text.format import Response, parse, plain
+from migr.judge import Judge, Judgement
+from migr.text.claims import absent_evidence, is_statement, own_share
+from migr.text.format import LONGEST, Response, parse
 from migr.text.labels import LabelSet
-
-LONGEST = 20_000  # characters of a response that are scored
-
-# Words that speak of one modality. Ours; from descriptions of faces and voices in general.
-_WORDS = {
-    "video": """
-        face facial picture image eye eyes brow brows eyebrow eyebrows eyelids lids gaze stare mouth lip lips jaw
-        nose cheek cheeks smile frown look looks see seen visible whites expression posture gesture""",
-    "audio": """
-        voice sound sounds tone pitch volume loudness pace rhythm words syllables pauses speech speaks speaking
-        gasp cry shout whisper drawl stammer bursts heard hear audible intonation""",
-    "text": "says said transcript wording line lines sentence phrase subtitle",
-}  # fmt: skip
-_MODALITY = {word: modality for modality, words in _WORDS.items() for word in words.split()}
-_WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One response's parts and what they were read from."""
+    """One response's parts and what they were read from.
+
+    Attributes:
+        response: The response, taken apart.
+        correct: Whether its answer is the label and stands where an answer belongs (`is_correct`).
+        admissible: Whether its reasoning is evidence that may support an answer (`is_admissible`).
+        judgement: What the judge read from the reasoning alone; None where nobody asked it (the answer is not correct).
+        consistency: The reward in [0, 1]; None where the judge failed.
+    """
 
     response: Response
-    answer: str | None  # canonical label, or None: no single known answer
     correct: bool
-    judged: str | None  # the emotion that the judge reads from the reasoning alone
-    consistency: float | None  # the judge's probability of the answer; None where the judge failed
+    admissible: bool
+    judgement: Judgement | None
+    consistency: float | None
 
 
-def read(text: str, label: str, labels: LabelSet, judge: Judge) -> Score:
-    """Parse a response, compare its answer with the label, and let the judge read its reasoning."""
-    response = parse(text[:LONGEST])
-    answer = labels.canonical(response.answer) if response.answer else None
-    judgement = judge.judge([plain(response)])[0]
-    agreement = None
-    if answer is not None and judgement.probabilities:
-        agreement = min(1.0, max(0.0, judgement.probabilities.get(answer, 0.0)))
-    return Score(response, answer, answer == label, judgement.emotion, agreement)
+def text_of(completion: Any) -> str:
+    """A completion's text, whether TRL hands it over as a string or as a list of messages."""
+    return completion if isinstance(completion, str) else completion[0]["content"]
 
 
-def grounding(response: Response, importance: Mapping[str, float]) -> float | None:
-    """Half for starting with the dominant modality, half for the share of segments that speak of their own modality.
+def is_correct(response: Response, label: str, labels: LabelSet) -> bool:
+    """Whether the answer is the label. An answer among the thoughts, or of a runaway response, is none."""
+    if response.hides_answer or len(response.text) > LONGEST:
+        return False
+    return response.label(labels) == label
+
+
+def is_admissible(response: Response, present: Collection[str] | None) -> bool:
+    """Whether a reasoning may support an answer: statements, and from no modality that the clip lacks.
+
+    Args:
+        response: The parsed response.
+        present: The clip's modalities; None where they are unknown: then every modality may be spoken of.
+    """
+    segments = [part for part in response.parts if part.tagged and part.modalities != ("text",)]
+    if not is_statement(response.plain) or not all(is_statement(part.text) for part in segments):
+        return False
+    return present is None or not absent_evidence(response, present)
+
+
+def score(
+    texts: Sequence[str],
+    truths: Sequence[str],
+    labels: LabelSet,
+    judge: Judge,
+    present: Sequence[Collection[str] | None] | None = None,
+) -> list[Score]:
+    """Take responses apart, compare their answers with the labels, and let the judge read the correct ones, at once.
+
+    Args:
+        texts: (n,) responses.
+        truths: (n,) canonical labels of their clips.
+        labels: The label set.
+        judge: Reads `Response.plain` of each correct response; equal texts once.
+        present: (n,) the clips' modalities.
+    """
+    responses = [parse(text) for text in texts]
+    correct = [is_correct(response, truth, labels) for response, truth in zip(responses, truths, strict=True)]
+    readable = list(dict.fromkeys(r.plain for r, right in zip(responses, correct, strict=True) if right and r.plain))
+    judgements = dict(zip(readable, judge.judge(readable) if readable else [], strict=True))
+    scores = []
+    for i, (response, right) in enumerate(zip(responses, correct, strict=True)):
+        admissible = is_admissible(response, present[i] if present is not None else None)
+        judgement = judgements.get(response.plain) if right else None
+        consistency: float | None = 0.0
+        if admissible and judgement is not None:
+            chances = judgement.probabilities
+            consistency = min(1.0, max(0.0, chances.get(truths[i], 0.0))) if chances else None
+        scores.append(Score(response, right, admissible, judgement, consistency))
+    return scores
+
+
+def grounding(
+    response: Response, importance: Mapping[str, float], present: Collection[str] | None = None
+) -> float | None:
+    """Half for starting with the dominant modality, half for how far the segments speak of their own modality.
+
+    A segment of a modality that the clip lacks, or one that is no statement, is worth nothing, and no start either.
 
     Args:
         response: The parsed response.
         importance: Modality -> weight. A tie at the top means that no order is better: that half is then given.
+        present: The clip's modalities; None takes those of `importance`.
 
     Returns:
         A number in [0, 1]; 0 without segments, None without importances.
     """
     if not importance:
         return None
-    segments = response.reasoning.segments if response.reasoning else ()
+    present = importance if present is None else present
+    segments = [part for part in response.parts if part.tagged]
     if not segments:
         return 0.0
-    starts = importance.get(segments[0][0], 0.0) >= max(importance.values())
-    return 0.5 * starts + 0.5 * sum(speaks_of(text) == modality for modality, text in segments) / len(segments)
-
-
-def speaks_of(text: str) -> str | None:
-    """The modality that most words of a text speak of; None without such words or with a tie."""
-    counts: dict[str, int] = {}
-    for word in _WORD.findall(text.casefold()):
-        if word in _MODALITY:
-            counts[_MODALITY[word]] = counts.get(_MODALITY[word], 0) + 1
-    best = [modality for modality, count in counts.items() if count == max(counts.values())]
-    return best[0] if len(best) == 1 else None
+    shares = [
+        own_share(part)
+        if part.modalities[0] in present and (part.modalities == ("text",) or is_statement(part.text))
+        else 0.0
+        for part in segments
+    ]
+    starts = shares[0] > 0 and importance.get(segments[0].modalities[0], 0.0) >= max(importance.values())
+    return 0.5 * starts + 0.5 * sum(shares) / len(shares)

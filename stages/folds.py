@@ -25,8 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from migr.cli import Parser
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import Row, read_json, write_json
 
 METRICS = ("war", "uar", "inconsistent_among_correct")
@@ -58,7 +57,7 @@ def commands(pipeline: Path, values: dict[str, str]) -> list[list[str]]:
         text = pipeline.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--pipeline {pipeline}: {error}") from None
-    found, start, line = [], 0, ""
+    lines, start, line = [], 0, ""
     for number, part in enumerate([*text.splitlines(), ""], 1):
         start = start if line else number
         line += part
@@ -73,20 +72,20 @@ def commands(pipeline: Path, values: dict[str, str]) -> list[list[str]]:
             raise InputError(f"{pipeline}:{start}: nothing says what {{{error.args[0]}}} is (--set)") from None
         line = ""
         if words:
-            found.append([*PROGRAMS.get(words[0], [words[0]]), *words[1:]])
-    if not found:
+            lines.append([*PROGRAMS.get(words[0], [words[0]]), *words[1:]])
+    if not lines:
         raise InputError(f"--pipeline {pipeline}: no command in it")
-    return found
+    return lines
 
 
 def mean(values: list[float | None]) -> Row:
     """Mean and standard deviation (n - 1) over folds; a fold whose rate has no cases (null) is not counted."""
-    known = [value for value in values if value is not None]
+    numbers = [value for value in values if value is not None]
     return {
-        "mean": statistics.fmean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "mean": statistics.fmean(numbers) if numbers else None,
+        "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
         "folds": values,
-        "n": len(known),
+        "n": len(numbers),
     }
 
 
@@ -109,12 +108,12 @@ def main() -> None:
         raise InputError("--folds: a fold stands there twice")
     if bad := [item for item in args.set if "=" not in item]:
         raise InputError(f"--set {bad[0]}: expected name=value")
-    given = dict(item.split("=", 1) for item in args.set)
+    variables = dict(item.split("=", 1) for item in args.set)
     places = {fold: args.run / f"fold{fold}" for fold in args.folds}
 
     # Run
     if args.pipeline is not None:
-        values = {fold: {**given, "fold": str(fold), "run": str(places[fold])} for fold in args.folds}
+        values = {fold: {**variables, "fold": str(fold), "run": str(places[fold])} for fold in args.folds}
         plan = {fold: commands(args.pipeline, values[fold]) for fold in args.folds}  # all read before the first runs
         for fold, todo in plan.items():
             places[fold].mkdir(parents=True, exist_ok=True)

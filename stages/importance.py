@@ -25,10 +25,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.record import find_labels, read_record
-from migr.errors import InputError, exit_on_input_error
+from migr.clips.media import BACKENDS, MediaSettings
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.importance import fit, trust
 from migr.importance.features import MODALITIES, features_key, presence, tower_features
@@ -40,7 +39,7 @@ from migr.importance.store import fingerprint, save
 from migr.importance.table import check_labels, check_present, known
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
-from migr.settings import CacheSettings, LabelSettings, MediaSettings
+from migr.text.labels import label_set
 
 VERSION = 3  # of scores and files; results of another version are made anew
 
@@ -52,6 +51,7 @@ def arguments() -> argparse.Namespace:
     add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
     add("--model", required=True, help="Qwen2.5-Omni folder or Hub name; only its towers are run, and see --mllm_check")
     add("--out", type=Path, required=True, help="folder for the results")
+    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     add(
         "--task", choices=["emotion", "sentiment"], default="emotion", help="sentiment: the clips' `sentiment`, -3 to 3"
     )
@@ -63,13 +63,17 @@ def arguments() -> argparse.Namespace:
     add("--mllm_check", type=int, help="ask the model itself about this many clips (default 40; 0: none)")
     add("--adversarial_weight", type=float, default=0.0, help="weight of virtual adversarial training (default 0: off)")
     add("--adversarial_radius", type=float, default=fitting.adversarial_radius, help="its radius, in deviations")
+    add("--cache_dir", type=Path, help="folder of decoded clips and features (default OUT/cache)")
     add("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
-    parser.add_settings(LabelSettings, MediaSettings, CacheSettings)
+    media = MediaSettings()
+    add("--fps", type=float, default=media.fps, help="frames per second of clip time")
+    add("--min_frames", type=int, default=media.min_frames, help="at least this many frames, even")
+    add("--max_frames", type=int, default=media.max_frames, help="at most this many frames, even")
+    add("--min_pixels", type=int, default=media.min_pixels, help="height x width at least")
+    add("--max_pixels", type=int, default=media.max_pixels, help="height x width at most")
+    add("--max_seconds", type=float, default=media.max_seconds, help="a longer clip is an error")
+    add("--backend", choices=BACKENDS, default=media.backend, help="video reader")
     args = parser.parse_args()
-    record = read_record(args.model)
-    if record is not None:
-        parser.inherit(args, record.media, record.source)
-    args.label_set = find_labels(args.labels, args.clips, model=record)
     if args.batch_size < 1:
         raise InputError(f"--batch_size: need at least 1, not {args.batch_size}")
     if not 0 <= args.min_margin <= 1:
@@ -93,11 +97,11 @@ def ask(
     """Leave-one-out on the MLLM for --mllm_check labelled clips of several modalities, drawn by seed: (n, M) or NaN."""
     drops = torch.full((len(clips), len(modalities)), torch.nan)
     fit_for = [i for i, c in enumerate(clips) if c.label is not None and len(set(c.modalities) & set(modalities)) > 1]
-    chosen = sorted(random.Random(args.seed).sample(fit_for, min(args.mllm_check, len(fit_for))))
-    if chosen:
+    sample = sorted(random.Random(args.seed).sample(fit_for, min(args.mllm_check, len(fit_for))))
+    if sample:
         thinker = load_thinker(args.model)
         thinker.to("cuda" if torch.cuda.is_available() else "cpu")
-        drops[chosen], _ = answer_drops(thinker, inputs, [clips[i] for i in chosen], modalities, labels)
+        drops[sample], _ = answer_drops(thinker, inputs, [clips[i] for i in sample], modalities, labels)
     return drops
 
 
@@ -105,10 +109,11 @@ def main() -> None:
     """Features, fits, scores, checks, files."""
     # Config
     args = arguments()
-    settings = settings_of(MediaSettings, args)
+    names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "max_seconds", "backend")
+    settings = MediaSettings(**{name: getattr(args, name) for name in names})
     adversarial = {name: getattr(args, name) for name in ("adversarial_weight", "adversarial_radius")}
     config = fit.FitConfig(seed=args.seed, **adversarial)
-    emotions = args.label_set
+    emotions = label_set(args.labels)
     labels = emotions.labels if args.task == "emotion" else ("sentiment",)
 
     # Data
@@ -136,37 +141,37 @@ def main() -> None:
 
     # Run
     bar = lambda fits: tqdm(fits, "fusion fits", unit="fit")  # noqa: E731
-    found = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
-    scores = found.scores
+    result = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
+    scores = result.scores
     splits = sorted({clip.split for clip in clips}, key=lambda name: (name == "test", name != "train", name))
     places = {s: torch.tensor([i for i, clip in enumerate(clips) if clip.split == s]) for s in splits}
     last = places[splits[-1]]  # the test clips, where there are any: trust is measured there
-    shown = [clips[i] for i in last.tolist()]
-    mllm = ask(args, inputs, shown, modalities, labels)
+    sample = [clips[i] for i in last.tolist()]
+    mllm = ask(args, inputs, sample, modalities, labels)
 
     # Save
-    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(found.net, "alpha", None)}
-    summary |= {"net": fingerprint(found.net), "splits": {}}
+    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(result.net, "alpha", None)}
+    summary |= {"net": fingerprint(result.net), "splits": {}}
     for split, index in places.items():
         summary["splits"][split] = measure(
             [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities
         )
     part, fitted = scores.take(last), scores.take(learn)
-    trusted = trust_of(shown, label[last], part, fitted, label[learn], modalities, mllm)
+    trusted = trust_of(sample, label[last], part, fitted, label[learn], modalities, mllm)
     summary["trust"] = {"split": splits[-1], **trusted}
     args.out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # an interrupted run must not look like an earlier one
-    lines = [row_of(clip, i, found, modalities, labels, args.min_margin) for i, clip in enumerate(clips)]
-    asked = {i: row for i, row in zip(last.tolist(), mllm, strict=True) if not row.isnan().all()}
+    lines = [row_of(clip, i, result, modalities, labels, args.min_margin) for i, clip in enumerate(clips)]
+    drops = {i: row for i, row in zip(last.tolist(), mllm, strict=True) if not row.isnan().all()}
     write_jsonl(args.out / "importance.jsonl", lines)
-    checks = (check_row(clip, i, scores, modalities, asked.get(i)) for i, clip in enumerate(clips))
+    checks = (check_row(clip, i, scores, modalities, drops.get(i)) for i, clip in enumerate(clips))
     write_jsonl(args.out / "checks.jsonl", checks)
-    save(found.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
+    save(result.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
     draw(args.out / "gates.png", part, modalities, labels, f"{splits[-1]} clips")
     error = torch.where(known(label[last]), trust.prediction_errors(part.logits, part.target), torch.nan)
     draw_trust(args.out / "trust.png", part, trusted, modalities, labels, error)
     images = [args.out / "gates.png", args.out / "trust.png"]
-    intro = f"{len(shown)} {splits[-1]} clips, fusion {args.fusion}, {', '.join(modalities)}."
+    intro = f"{len(sample)} {splits[-1]} clips, fusion {args.fusion}, {', '.join(modalities)}."
     write_page(args.out / "page.html", trusted, [lines[i] for i in last.tolist()], images, intro)
     write_environment(args.out)
     write_json(done, summary)

@@ -9,18 +9,15 @@ Knows the published models by name. The training stages print the same line when
 
 import argparse
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from migr.cli import Parser, read_yaml, settings_of
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.memory.estimate import GIB, Estimate, estimate, of_run
-from migr.settings import DecodingSettings, EngineSettings, MediaSettings
-from migr.training.arguments import GRPOArguments, SFTArguments, parse
+from migr.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 # folder of configs/ -> GiB of a GPU, GPUs, ZeRO stage: what the recipe is for
@@ -34,18 +31,10 @@ PUBLISHED_FOR = {
     "30b_2nodes": "Qwen/Qwen3-Omni-30B-A3B-Instruct",
 }
 
-# fields that only an evaluation's YAML has
-OF_EVALUATION = {field.name for kind in (EngineSettings, DecodingSettings) for field in fields(kind)} - {
-    "dtype",
-    "temperature",
-    "seed",
-    "vllm_gpu_memory_utilization",
-}
-
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(__doc__, yaml=False)
+    parser = Parser(__doc__)
     parser.add_argument("--config", type=Path, help="YAML of stages/sft.py, stages/grpo.py or eval/consistency.py")
     parser.add_argument("--model", help="count this model instead of the configuration's")
     parser.add_argument("--gib", type=float, help="GiB of one GPU (default: what the recipe is for, else 80)")
@@ -54,47 +43,40 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def stage_of(config: Path, keys: set[str]) -> str:
-    """Which command reads a YAML with these keys: "sft", "grpo" or "eval"; the file's name decides between several.
-
-    Raises:
-        InputError: None reads them all, or several do and the file's name does not say which.
-    """
-    from trl import GRPOConfig, SFTConfig
-
-    kinds = {
-        "sft": (SFTArguments, MediaSettings, SFTConfig),
-        "grpo": (GRPOArguments, MediaSettings, GRPOConfig),
-    }
-    if keys & OF_EVALUATION:
-        return "eval"
-    names = {stage: {field.name for kind in types for field in fields(kind)} for stage, types in kinds.items()}
-    stages = [stage for stage in names if keys <= names[stage]]
-    if not stages:  # the parser says which key it is
-        stages = [max(names, key=lambda stage: len(keys & names[stage]))]
-    named = [stage for stage in stages if config.stem.startswith(stage)] or stages
-    if len(named) > 1:
-        raise InputError(f"--config {config}: of sft or of grpo? Give its file one of these names")
-    return named[0]
-
-
 def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> Estimate:
     """The estimate of one YAML file."""
-    values = read_yaml(config)
-    stage = stage_of(config, set(values))
-    if stage == "eval":
-        given = argparse.Namespace(**values)
-        media, engine = settings_of(MediaSettings, given), settings_of(EngineSettings, given)
-        decoding = settings_of(DecodingSettings, given)
-        vllm = engine.vllm_gpu_memory_utilization * gib * GIB if engine.engine == "vllm" else 0.0
-        name = model or PUBLISHED_FOR.get(config.resolve().parent.name, "")
-        return estimate(name, "eval", media, answer=decoding.max_new_tokens, gpus=gpus, vllm=vllm)
+    import yaml
+
+    from eval.run import options
+    from eval.run.predict import MEDIA
+    from stages.grpo import GRPOArguments
+    from stages.sft import SFTArguments
+
+    try:
+        keys = set(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
+    if "max_new_tokens" in keys:
+        flags = ["--config", str(config), "--model", model or PUBLISHED_FOR.get(config.resolve().parent.name, "")]
+        args = options.arguments([*flags, "--clips", "clips.jsonl", "--judge", "lexicon", "--out", "out"], __doc__)
+        from migr.clips.media import MediaSettings
+
+        media = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+        share = 0.9 * gib * GIB if args.engine == "vllm" else 0.0
+        return estimate(str(args.model), "eval", media, answer=args.max_new_tokens, gpus=gpus, vllm=share)
 
     from trl import GRPOConfig, SFTConfig
 
-    types: list[Any] = [GRPOArguments, GRPOConfig] if stage == "grpo" else [SFTArguments, SFTConfig]
-    # a machine without a GPU can count too
-    flags = ["--config", str(config), "--use_cpu", "true", "--output_dir", "out"]
+    grpo = "num_generations" in keys
+    types: list[Any] = [GRPOArguments, GRPOConfig] if grpo else [SFTArguments, SFTConfig]
+    flags = [
+        "--config",
+        str(config),
+        "--use_cpu",
+        "true",
+        "--output_dir",
+        "out",
+    ]  # a machine without a GPU can count too
     args, training = parse(types, [*flags, *(["--model", model] if model else [])])
     return of_run(args, training, gpus=gpus, gpu=gib * GIB, zero=zero)
 

@@ -22,17 +22,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.record import find_labels
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
-from migr.omni.prompt import question
-from migr.settings import EngineSettings, LabelSettings
+from migr.omni.prompt import question_about
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 from migr.text.format import MODALITIES, render
+from migr.text.labels import label_set
 from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
 
@@ -62,9 +60,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reasoning_format", default="auto", help=f"one of {', '.join(FORMATS)}; for all files")
     parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first")
     parser.add_argument("--order", default="dominant-first", help=f"which segment comes first: {', '.join(ORDERS)}")
+    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--split", default="train", help="split of the clips to write targets for")
     parser.add_argument("--assigner", choices=["lexicon", "llm"], default="lexicon", help="of free text's sentences")
     parser.add_argument("--assigner_model", type=Path, help="model folder of --assigner llm")
+    parser.add_argument("--engine", default="auto", help="of --assigner llm: vllm, transformers or auto")
     parser.add_argument(
         "--leave_out",
         nargs="+",
@@ -74,7 +74,6 @@ def arguments() -> argparse.Namespace:
         "another label (each an error otherwise), or with a description that names another emotion (kept otherwise)",
     )
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
-    parser.add_settings(LabelSettings, EngineSettings)
     return parser.parse_args()
 
 
@@ -106,7 +105,7 @@ def main() -> None:
     """Read the files, assign the sentences of free texts, order the segments, write the targets."""
     # Config
     args = arguments()
-    labels = find_labels(args.labels, args.clips)
+    labels = label_set(args.labels)
     if args.order not in ORDERS:
         raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
     if args.order == "dominant-first" and args.importance is None:
@@ -149,7 +148,6 @@ def main() -> None:
     left["unassigned"] += [name for name, row in reasoning.items() if row.get("segments") == {} and name not in out]
     refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
     out = {name for reason in args.leave_out for name in left[reason]}
-    prompt = question(labels.labels)
     targets: list[Row] = []
     for clip in clips:
         if clip.clip_id in out:
@@ -167,6 +165,7 @@ def main() -> None:
             target = render(segments, conclusion, clip.label or "", order)
         except InputError as error:
             raise InputError(f"{source}: clip {clip.clip_id}: {error}") from None
+        prompt = question_about(clip, labels.labels)
         targets.append(
             {"clip_id": clip.clip_id, "prompt": prompt, "target": target, "order": order, "label": clip.label}
         )
@@ -203,8 +202,7 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
                 )
         todo = {name: kept for name, kept in pieces.items() if name not in rows}
         if todo:
-            options = settings_of(EngineSettings, args).options()
-            with open_engine(args.assigner_model, max_new_tokens=8, **options) as engine:
+            with open_engine(args.assigner_model, args.engine, max_new_tokens=8) as engine:
                 answers = ask_modalities(engine, engine.task.inputs.processor, chain.from_iterable(todo.values()))
                 for name, kept in tqdm(todo.items(), "assigning", len(pieces), initial=len(rows), unit="clip"):
                     found = list(zip(kept, islice(answers, len(kept)), strict=True))

@@ -12,8 +12,7 @@ import time
 
 import torch
 
-from migr.cli import Parser
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.importance.fit import score
 from migr.importance.store import build
 from migr.importance.table import Features

@@ -24,10 +24,9 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from migr.cli import Parser
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings
-from migr.errors import InputError, exit_on_input_error
+from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import Row, atomic, read_json, write_environment, write_json
 from migr.importance import fit
 from migr.importance.features import tower_features
@@ -97,17 +96,17 @@ def mean_of(rows: list[Row]) -> Row:
 
 def conditions(noised: Features, names: list[tuple[str, float]], size: int) -> dict[str, tuple[Features, torch.Tensor]]:
     """Name of a condition -> its features and the positions of its clips; the last two hide a whole modality."""
-    found = {}
+    cases = {}
     for k, (modality, level) in enumerate(names):
         index = torch.arange(k * size, (k + 1) * size)
-        found[f"{modality} {level:g}"] = (noised.take(index), index)
+        cases[f"{modality} {level:g}"] = (noised.take(index), index)
     clean = torch.arange(size)
     for m, name in enumerate(MODALITIES):
         table = noised.take(clean)
         present = table.present.clone()
         present[:, m] = False
-        found[f"{name} missing"] = (Features(table.clip_ids, table.values, present), clean)
-    return found
+        cases[f"{name} missing"] = (Features(table.clip_ids, table.values, present), clean)
+    return cases
 
 
 def table_of(results: dict[str, dict[str, Row]], figure: str) -> str:
@@ -126,8 +125,8 @@ def plot(path: Path, results: dict[str, dict[str, Row]]) -> None:
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for row, (key, title) in enumerate((("label", "label accuracy"), ("dominant", "dominant-modality accuracy"))):
         for axis, modality in zip(panels[row], MODALITIES, strict=True):
-            for method, found in results.items():
-                values = [found[f"{modality} {level:g}" if level else "video 0"][key] for level in LEVELS]
+            for method, rows in results.items():
+                values = [rows[f"{modality} {level:g}" if level else "video 0"][key] for level in LEVELS]
                 if None not in values:
                     axis.plot(LEVELS, values, STYLES[method], color=HUES[method], label=method, markersize=5)
             axis.set(title=f"{title}, noise in {modality}")
@@ -148,26 +147,30 @@ def main() -> None:
     before = read_json(args.run / "importance" / "summary.json")["config"]
     media = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "max_seconds", "backend")
     settings = MediaSettings(**{name: before[name] for name in media})
-    data, model, known = read_json(args.run / "clips" / "data.json"), args.run / "describe" / "model", label_set("dfew")
+    data, model, labels = (
+        read_json(args.run / "clips" / "data.json"),
+        args.run / "describe" / "model",
+        label_set("dfew"),
+    )
 
     # Data
     manifest, cache = args.run / "clips" / "clips.jsonl", args.run / "cache"
     if args.noisy_training:
         cache = args.out / "train" / "cache"
         manifest = make(args.out / "train", random_levels(data["seed"], data["train"]))
-    clips, processor = read_clips(manifest, known), load_processor(model)
+    clips, processor = read_clips(manifest, labels), load_processor(model)
     train = torch.tensor([i for i, clip in enumerate(clips) if clip.split == "train"])
-    target = torch.tensor([known.labels.index(clips[i].label or "") for i in train.tolist()])
+    target = torch.tensor([labels.labels.index(clips[i].label or "") for i in train.tolist()])
     inputs = OmniInputs(processor, settings, cache, memory=0)
     table = tower_features(clips, inputs, model, cache, args.batch_size).take(train)
     size = min(args.limit, data[args.split])
     # level 0 is drawn once: it is the same clip for both
     names = [("video", 0.0), *((m, level) for m in MODALITIES for level in LEVELS[1:])]
     rows = [noisy(data["seed"], args.split, i, m, level) for m, level in names for i in range(size)]
-    noised_clips = read_clips(make(args.out, rows), known)
-    own = OmniInputs(processor, settings, args.out / "cache", memory=0)
-    noised = tower_features(noised_clips, own, model, args.out / "cache", args.batch_size)
-    label = torch.tensor([known.labels.index(clip.label or "") for clip in noised_clips])
+    noised_clips = read_clips(make(args.out, rows), labels)
+    clean = OmniInputs(processor, settings, args.out / "cache", memory=0)
+    noised = tower_features(noised_clips, clean, model, args.out / "cache", args.batch_size)
+    label = torch.tensor([labels.labels.index(clip.label or "") for clip in noised_clips])
     truth = truth_of(noised_clips, MODALITIES)
 
     # Run
@@ -175,18 +178,18 @@ def main() -> None:
     cases = conditions(noised, names, size)
     oracle: dict[str, list[Row]] = {case: [] for case in cases}
     for method, shape in tqdm(METHODS.items(), "fusion fits", unit="method"):
-        found: dict[str, list[Row]] = {case: [] for case in cases}
+        per_case: dict[str, list[Row]] = {case: [] for case in cases}
         for seed in args.seeds:
             options: dict[str, Any] = dict(shape)
             how = {"adversarial_weight": args.adversarial_weight, **FITTED.get(method, {})}
             config = fit.FitConfig(seed=seed, **how)
-            net = fit.fit(table, target, len(known.labels), config, **options)
+            net = fit.fit(table, target, len(labels.labels), config, **options)
             for case, (part, index) in cases.items():
-                here = figures(fit.score(net, part, label[index]), label[index], truth[index])
-                found[case].append({key: here[key] for key in ("label", "dominant")})
+                row = figures(fit.score(net, part, label[index]), label[index], truth[index])
+                per_case[case].append({key: row[key] for key in ("label", "dominant")})
                 if method == "dual gate" and "missing" not in case:
-                    oracle[case].append({"label": here["oracle"], "dominant": 1.0})
-        results[method] = {case: mean_of(rows) for case, rows in found.items()}
+                    oracle[case].append({"label": row["oracle"], "dominant": 1.0})
+        results[method] = {case: mean_of(rows) for case, rows in per_case.items()}
     empty = {"label": None, "dominant": None}  # it would read the modality that is not there
     results["oracle"] = {case: mean_of(rows) if rows else empty for case, rows in oracle.items()}
     for method, found_cases in results.items():

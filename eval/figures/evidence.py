@@ -1,49 +1,33 @@
 """How far a segment rests on the clip and an answer on the reasoning: what eval/grounding.py measures. Ours."""
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.tally import answer_of
 from migr.clips.manifest import Clip
 from migr.files.records import Row, digest
-from migr.text.format import parse
+from migr.text.format import Response, parse, until_answer
 from migr.text.labels import LabelSet
-from reward.score import LONGEST, speaks_of
 
 if TYPE_CHECKING:
     from migr.clips.media import Media
     from migr.engine import Request, Score
 
 CHANGES = ("blank", "other")  # what is done to a segment's modality
-_SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
 Ask = Callable[[Clip], "Request"]
 
 
-def spans_of(response: str) -> list[tuple[str, int, int]]:
+def spans_of(response: Response) -> list[tuple[str, int, int]]:
     """Where a response speaks of which modality: (modality, first character, behind the last), in order.
 
     They are the tagged segments. Where there are none (other systems' output), each sentence of the reasoning counts
-    for the modality that its words speak of, or not at all.
+    for the first modality that it gives evidence from, or not at all.
     """
-    reasoning = parse(response).reasoning
-    if reasoning is None:
-        return []
-    found, position = [], 0
-    for modality, text in reasoning.segments:
-        start = response.index(text, response.index(f"<{modality}>", position))
-        position = start + len(text)
-        found.append((modality, start, position))
-    if not found:
-        begin = response.index("<think>") + len("<think>")
-        for match in _SENTENCE.finditer(response, begin, min(response.index("</think>", begin), begin + LONGEST)):
-            if spoken := speaks_of(match.group()):
-                found.append((spoken, match.start(), match.end()))
-    return found
+    segments = [part for part in response.parts if part.tagged]
+    return [(part.modalities[0], part.start, part.end) for part in segments or response.parts if part.modalities]
 
 
 def changed(media: "Media", modality: str, how: str, donor: "Media") -> "Media":
@@ -64,26 +48,27 @@ class Donors:
 
     def __init__(self, rows: Sequence[Row], clips: Mapping[str, Clip], labels: LabelSet, seed: int):
         self.clips, self.seed = clips, seed
-        self.answers = {row["clip_id"]: answer_of(parse(row["response"]), labels) for row in rows}
-        self.think = {row["clip_id"]: parse(row["response"]).think or "" for row in rows}
+        responses = {row["clip_id"]: parse(row["response"]) for row in rows}
+        self.answers = {name: response.label(labels) for name, response in responses.items()}
+        self.think = {name: response.think or "" for name, response in responses.items()}
         self._others: dict[tuple[str, str | None], list[str]] = {}
 
     def of_media(self, clip: Clip, modality: str) -> Clip | None:
         """A clip with this modality and another label."""
         if (key := (modality, clip.label)) not in self._others:
-            found = (c for c in self.clips.values() if modality in c.modalities and c.label != clip.label)
-            self._others[key] = [c.clip_id for c in found]
+            donors = (c for c in self.clips.values() if modality in c.modalities and c.label != clip.label)
+            self._others[key] = [c.clip_id for c in donors]
         name = self._drawn(clip.clip_id, self._others[key])
         return self.clips[name] if name else None
 
     def of_reasoning(self, clip_id: str) -> str | None:
         """A clip to which the model gave a reasoning and another readable answer."""
-        own = self.answers[clip_id]
-        if not own or not self.think[clip_id]:
+        answer = self.answers[clip_id]
+        if not answer or not self.think[clip_id]:
             return None
-        if (key := ("reasoning", own)) not in self._others:
-            found = ((name, answer) for name, answer in self.answers.items() if answer not in (None, own))
-            self._others[key] = [name for name, _ in found if self.think[name]]
+        if (key := ("reasoning", answer)) not in self._others:
+            donors = ((name, other) for name, other in self.answers.items() if other not in (None, answer))
+            self._others[key] = [name for name, _ in donors if self.think[name]]
         return self._drawn(clip_id, self._others[key])
 
     def _drawn(self, clip_id: str, others: Sequence[str]) -> str | None:
@@ -103,10 +88,10 @@ def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Calla
         Clip id -> list of segments: `modality`, `tokens`, `logprob`, `blank` and `other` (the gains in nats; `other` is
         None without a donor).
     """
-    requests, wanted, unchanged = [], {}, {}
+    requests, offsets, unchanged = [], {}, {}
     for clip, response in batch:
-        spans = [span for span in spans_of(response) if span[0] in clip.modalities and span[0] != "text"]
-        wanted[clip.clip_id] = spans
+        spans = [span for span in spans_of(parse(response)) if span[0] in clip.modalities and span[0] != "text"]
+        offsets[clip.clip_id] = spans
         if not spans:
             continue
         whole = replace(ask(clip), begins=response[: spans[-1][2]])
@@ -125,7 +110,7 @@ def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Calla
     scores = {score.key: score for score in engine.score(requests)}
     scores |= {key: scores[name] for key, name in unchanged.items()}
     rows: Row = {}
-    for name, spans in wanted.items():
+    for name, spans in offsets.items():
         rows[name] = []
         for modality, start, end in spans:
             logprob, tokens = _sum(scores[name], start, end)
@@ -165,19 +150,18 @@ def answers(
         Clip id -> (answer behind its own reasoning, answer behind the other).
     """
     requests = []
-    for clip, own, other in batch:
+    for clip, original, other in batch:
         request = replace(ask(clip), choices=labels.labels)
-        for name, think in (("own", own), ("other", other)):
-            begins = f"<think>{think}</think><answer>"
-            requests.append(replace(request, key=f"{name} {clip.clip_id}", begins=begins))
+        for name, think in (("own", original), ("other", other)):
+            requests.append(replace(request, key=f"{name} {clip.clip_id}", begins=until_answer(think)))
     texts = {answer.key: answer.text for answer in engine.generate(requests)}
     return {clip.clip_id: (texts[f"own {clip.clip_id}"], texts[f"other {clip.clip_id}"]) for clip, *_ in batch}
 
 
 def measure(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
     """The means over all segments and clips, with percentile bootstrap intervals over the clips (95 %)."""
-    kept = [(row, segment) for row in rows for segment in row["segments"]]
-    found: dict[str, Any] = {"n": len(rows), "n_segments": len(kept), "gain": {}}
+    segments = [(row, segment) for row in rows for segment in row["segments"]]
+    figures: dict[str, Any] = {"n": len(rows), "n_segments": len(segments), "gain": {}}
     for modality in ("video", "audio"):
         for how in CHANGES:
             values = [
@@ -189,21 +173,21 @@ def measure(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
                 for row in rows
             ]
             totals = np.array([[*np.sum(v, axis=0), len(v)] for v in values if v], float).reshape(-1, 4).T
-            found["gain"].setdefault(modality, {})[how] = {
+            figures["gain"].setdefault(modality, {})[how] = {
                 "n": int(totals[3].sum()),
                 **_ratio("mean", totals[0], totals[3], resamples, seed),
                 **_ratio("per_token", totals[0], totals[1], resamples, seed),
                 **_ratio("positive", totals[2], totals[3], resamples, seed),
             }
-    asked = [row for row in rows if row["reasoning_from"] is not None]
-    stays = np.array([row["answer_behind_other"] == row["answer_behind_own"] for row in asked], float)
-    follows = np.array([row["answer_behind_other"] == row["other_answer"] for row in asked], float)
-    found["answer_support"] = {
-        "n": len(asked),
-        **_ratio("stays", stays, np.ones(len(asked)), resamples, seed),
-        **_ratio("follows", follows, np.ones(len(asked)), resamples, seed),
+    exchanged = [row for row in rows if row["reasoning_from"] is not None]
+    stays = np.array([row["answer_behind_other"] == row["answer_behind_own"] for row in exchanged], float)
+    follows = np.array([row["answer_behind_other"] == row["other_answer"] for row in exchanged], float)
+    figures["answer_support"] = {
+        "n": len(exchanged),
+        **_ratio("stays", stays, np.ones(len(exchanged)), resamples, seed),
+        **_ratio("follows", follows, np.ones(len(exchanged)), resamples, seed),
     }
-    return found
+    return figures
 
 
 def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
@@ -215,7 +199,7 @@ def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, resamples: int, see
     value = float(parts.sum() / wholes.sum())
     if len(parts) < 2 or np.ptp(parts / wholes) == 0:  # nothing can vary
         return {name: value, f"{name}_ci95": [value, value]}
-    drawn = bootstrap(
+    draws = bootstrap(
         (parts, wholes),
         lambda p, w, axis: p.sum(axis) / w.sum(axis),
         paired=True,
@@ -225,4 +209,4 @@ def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, resamples: int, see
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return {name: value, f"{name}_ci95": [float(bound) for bound in drawn.confidence_interval]}
+    return {name: value, f"{name}_ci95": [float(bound) for bound in draws.confidence_interval]}

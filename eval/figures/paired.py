@@ -35,17 +35,17 @@ def differences(
     draws = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), resamples)
     every = np.vstack([counts, draws]).astype(np.float64)
     first, second = (rates(every, label, places[i], places[i + 1], classes) for i in (0, 2))
-    found: Row = {}
+    figures: Row = {}
     for name in RATES:
         change = second[name] - first[name]
-        known = not np.isnan(change[0])
+        defined = not np.isnan(change[0])
         values = [None if np.isnan(values[0]) else float(values[0]) for values in (first[name], second[name])]
-        found[name] = {
+        figures[name] = {
             **dict(zip(("first", "second"), values, strict=True)),
-            "difference": float(change[0]) if known else None,
-            "difference_ci95": interval(change[1:]) if known else None,
+            "difference": float(change[0]) if defined else None,
+            "difference_ci95": interval(change[1:]) if defined else None,
         }
-    return found
+    return figures
 
 
 def mcnemar(one: Ints, other: Ints) -> Row:

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from eval.figures.metrics import MISSING
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl
-from migr.text.format import MODALITIES, Response, parse, plain
+from migr.text.format import MODALITIES, parse
 from migr.text.labels import LabelSet
-from migr.text.sentences import modalities_of, split
-from reward.score import LONGEST
 
 PREDICTION_KEYS = ("clip_id", "label", "response")
 JUDGEMENT_KEYS = ("clip_id", "judge", "emotion")
@@ -67,34 +65,6 @@ class Dominants:
     codes: "array[int]"
 
 
-def order_of(response: Response) -> list[str]:
-    """The modalities of a reasoning in the order in which it comes to them.
-
-    They are the tagged segments. Where there are none (other systems' output) each sentence counts for the modalities
-    that it gives evidence from, or for none (`migr.text.sentences`).
-    """
-    if response.reasoning is None:
-        return []
-    if response.reasoning.segments:
-        return list(response.reasoning.order)
-    sentences = split(response.reasoning.conclusion[:LONGEST])
-    return list(dict.fromkeys(modality for sentence in sentences for modality in modalities_of(sentence)))
-
-
-def answer_of(response: Response, labels: LabelSet) -> str | None:
-    """The one known label that the response answers, or None. The rest of the format does not matter here."""
-    return labels.canonical(response.answer) if response.answer else None
-
-
-def reasoning_of(text: str) -> str:
-    """The reasoning of a response as a judge reads it: without tags, and without the answer wherever it stands."""
-    response = parse(text)
-    if response.think is None or "<answer>" not in response.think:
-        return plain(response)
-    before, _, rest = response.think.partition("<answer>")  # an answer inside the reasoning must not reach the judge
-    return plain(parse(f"<think>{before} {rest.partition('</answer>')[2]}</think>"))
-
-
 def read_predictions(path: Path, labels: LabelSet) -> Tally:
     """Read predictions.jsonl; `answer` and `order` are derived from `response` where a row has none.
 
@@ -108,12 +78,12 @@ def read_predictions(path: Path, labels: LabelSet) -> Tally:
         if not isinstance(row["response"], str):
             raise InputError(f"{where}: response must be text, not {type(row['response']).__name__}")
         response = parse(row["response"]) if not ("answer" in row and "order" in row) else None
-        answer = row["answer"] if "answer" in row else response and answer_of(response, labels)
+        answer = row["answer"] if "answer" in row else response and response.label(labels)
         if answer is not None and not isinstance(answer, str):
             raise InputError(f"{where}: answer must be a label or null, not {answer!r}")
         known = labels.canonical(answer) if answer is not None else None
         tally.answers.append(index[known] if known is not None else MISSING)
-        order = row["order"] if "order" in row else response and order_of(response)
+        order = row["order"] if "order" in row else response and list(response.order)
         if not isinstance(order, list) or any(modality not in MODALITIES for modality in order):
             raise InputError(f"{where}: order must be a list of {', '.join(MODALITIES)}, not {order!r}")
         tally.first.append(MODALITIES.index(order[0]) if order else MISSING)

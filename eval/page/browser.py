@@ -6,7 +6,6 @@ more memory than one of twenty thousand.
 
 import math
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,13 +17,12 @@ from urllib.parse import quote
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_json
-from migr.text.format import MODALITIES, parse
+from migr.page import clean
+from migr.text.format import MODALITIES, Response, parse
 from migr.text.labels import LabelSet, label_set
-from reward.score import speaks_of
 
 CLIPS_SHOWN = 20_000
 LONGEST_REASONING = 20_000  # characters of one response
-LONGEST_SHOWN = 2000  # characters of any other text from data
 
 # What can have happened to a clip, in the order of the page.
 CELLS = (
@@ -36,9 +34,6 @@ CELLS = (
     "right_not_judged",
     "wrong_not_judged",
 )
-_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
-# Control characters but tab and line feed, lone surrogates, and the marks that reverse the direction of what follows.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -139,34 +134,24 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
     )
 
 
-def clean(text: str, longest: int = LONGEST_SHOWN) -> str:
-    """Make text from data harmless to print: no control, lone surrogate or direction marks, and not endless."""
-    if len(text) > longest:
-        text = f"{text[:longest]} … ({len(text):,} characters)"
-    return _HARMFUL.sub("\ufffd", text)
+def parts_of(response: Response) -> list[tuple[str | None, str]]:
+    """A response as parts (modality or None, text) in the order in which they stand.
 
-
-def parts_of(text: str) -> tuple[list[tuple[str | None, str]], str | None]:
-    """A response as parts (modality or None, text) in the order in which they stand, and its raw answer.
-
-    Tagged segments come with their tag; the rest of the reasoning follows them. Reasoning without tags is split into
-    sentences, each about the modality that its words speak of. What has no reasoning at all is one part as it stands.
+    They are the tagged segments, and the sentences outside of tags by the modality that they give evidence from. What
+    has no reasoning at all is one part as it stands.
     """
-    response = parse(text)
-    reasoning = response.reasoning
-    if reasoning is None:
-        return [(None, text.strip())], response.answer
-    if reasoning.segments:
-        parts: list[tuple[str | None, str]] = [*reasoning.segments, (None, reasoning.conclusion)]
-    else:
-        parts = []
-        for sentence in _SENTENCE.split(reasoning.conclusion[: LONGEST_REASONING + 1]):
-            modality = speaks_of(sentence)
-            if parts and parts[-1][0] == modality:
-                parts[-1] = (modality, f"{parts[-1][1]} {sentence}")
-            else:
-                parts.append((modality, sentence))
-    return [part for part in parts if part[1]], response.answer
+    if response.think is None:
+        return [(None, response.text.strip())]
+    parts: list[tuple[str | None, str]] = []
+    tagged = any(part.tagged for part in response.parts)
+    for part in response.parts:
+        # beside tags, what stands outside of them is the conclusion
+        modality = next(iter(part.modalities), None) if part.tagged or not tagged else None
+        if parts and parts[-1][0] == modality and not part.tagged:
+            parts[-1] = (modality, f"{parts[-1][1]} {part.text}")
+        else:
+            parts.append((modality, part.text))
+    return parts
 
 
 def judged_confusion(rows: Rows, number: int, classes: Sequence[str]) -> dict[str, Any] | None:
@@ -199,8 +184,8 @@ def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: 
     for where, row in _rows(run.predictions, ("clip_id", "label", "response")):
         if kept == len(table) >= CLIPS_SHOWN:  # the rest of a very long file is not read
             return False
-        name, label, response = row["clip_id"], row["label"], row["response"]
-        if not isinstance(name, str) or not isinstance(label, str) or not isinstance(response, str):
+        name, label, text = row["clip_id"], row["label"], row["response"]
+        if not isinstance(name, str) or not isinstance(label, str) or not isinstance(text, str):
             raise InputError(f"{where}: clip {name!r}: clip_id, label and response must be text")
         label = labels.canonical(label) or label
         if name not in table:
@@ -210,11 +195,12 @@ def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: 
         if table[name]["label"] != clean(label):
             known = table[name]["label"]
             raise InputError(f"{where}: clip {name!r} has label {label!r} here and {known!r} in another run")
-        parts, raw = parts_of(response)
+        response = parse(text)
+        parts, raw = parts_of(response), response.answer
         answer = row.get("answer", raw)
         known = labels.canonical(answer) if isinstance(answer, str) else None
         if known is None and raw is None:
-            parts = [(None, response)]  # as it stands: one wants to see why there is no answer
+            parts = [(None, text)]  # as it stands: one wants to see why there is no answer
         entry: Row = {"answer": known, "judged": None, "cell": "", "parts": _cut(parts)}
         if known is None and isinstance(answer or raw, str):
             entry["raw"] = clean(answer or raw or "", 200)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.page.browser import clean
+from migr.page import clean
 
 Metrics = Mapping[str, Any]
 

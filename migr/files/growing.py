@@ -1,7 +1,10 @@
 """Files of a long run: they grow row by row, survive a kill, and are shared by shards.
 
-A row is written by one system call, so a process that is killed leaves whole rows and at most one that is cut off. The
-journal says which clips the engine was working on, so that the next run knows on which clips an engine died.
+A row is written by one system call, so a process that is killed leaves whole rows and at most one that is cut off. A
+power cut can leave more: a lost tail, blocks of zeros. From its first line that is no row a file counts as not written:
+what was lost is done again, and what stood behind is put aside into `NAME.damaged`.
+
+The journal says which clips the engine was working on, so that the next run knows on which clips an engine died.
 """
 
 import faulthandler
@@ -9,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from migr.errors import InputError
+from migr.errors import InputError, printable
+from migr.files.parsing import LONGEST_LINE, parse_json
 from migr.files.records import Row, atomic
 
 _SYNC_EVERY = 5.0  # seconds: what a power cut can cost; a kill costs nothing
@@ -41,7 +46,8 @@ class Growing:
             self.file.close()
             raise InputError(f"{self.path}: another process is writing to it; wait for it, or give another --out")
         self.length = _whole(self.path)
-        self.file.truncate(self.length)  # a row that was cut off
+        self._put_aside()
+        self.file.truncate(self.length)
         self.synced = time.monotonic()
         return self
 
@@ -49,9 +55,22 @@ class Growing:
         with _plainly(self.path), self.file:
             os.fsync(self.file.fileno())
 
+    def _put_aside(self) -> None:
+        """Keep what stands behind the first damaged line, but for a single row that a kill has cut off."""
+        self.file.seek(self.length)
+        first = self.file.readline()
+        if first.endswith(b"\n"):
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            with _plainly(aside), aside.open("ab") as file:
+                file.write(first)
+                shutil.copyfileobj(self.file, file)
+            note = f"note: {self.path}: damaged after {self.length} bytes; what stood there is in {aside.name}"
+            print(printable(note), file=sys.stderr)
+        self.file.seek(0, os.SEEK_END)
+
     def append(self, row: Row) -> None:
         """Write a row and hand it to the operating system; every few seconds also to the disk."""
-        line = json.dumps(row).encode() + b"\n"
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         try:
             with _plainly(self.path):
                 rest = memoryview(line)
@@ -67,7 +86,7 @@ class Growing:
 
 
 def ids_in(paths: Iterable[Path]) -> set[str]:
-    """The clip ids of files that may still grow; a last line that is not whole does not count."""
+    """The clip ids of files that may still grow, up to the first line that is not whole."""
     return {row["clip_id"] for path in paths for row in _rows(path)}
 
 
@@ -92,8 +111,13 @@ def busy(paths: Iterable[Path]) -> Path | None:
     return None
 
 
-def merge(path: Path, order: Sequence[str]) -> None:
+def merge(path: Path, order: Sequence[str], latest: bool = False) -> None:
     """Put a file and its shards' into one, in the given order; clips outside the order follow as they stand.
+
+    Args:
+        path: The file.
+        order: Clip ids.
+        latest: Of several rows of a clip the last counts, as in notes that a rerun writes again; else that is an error.
 
     Raises:
         InputError: Two shards hold different rows of a clip.
@@ -106,19 +130,22 @@ def merge(path: Path, order: Sequence[str]) -> None:
             handles[place[0]].seek(place[1])
             return handles[place[0]].read(place[2])
 
+        rows = 0
         where: dict[str, tuple[int, int, int]] = {}  # clip -> file, start and length of its line: texts stay on disk
         for number, file in enumerate(files):
             start = 0
             for row, length in _lines(file):
                 name, place = row["clip_id"], (number, start, length)
-                if name in where and line(where[name]) != line(place):
+                if not latest and name in where and line(where[name]) != line(place):
                     raise InputError(f"{file}: clip {name!r} stands otherwise in {files[where[name][0]]}: delete one")
-                where.setdefault(name, place)
+                if latest or name not in where:
+                    where[name] = place
+                rows += 1
                 start += length
         sorted_ids = [name for name in order if name in where]
         known = set(sorted_ids)
         sorted_ids += [name for name in where if name not in known]
-        if not where or (files == [path] and sorted_ids == list(where)):
+        if not where or (files == [path] and sorted_ids == list(where) and rows == len(where)):
             return
         with _plainly(path), atomic(path) as out:
             for name in sorted_ids:
@@ -154,10 +181,10 @@ class Journal:
         self._file: IO[bytes] | None = None
         kills = _oom_kills()
         for row in _rows(path) if path.exists() else ():
-            if row["clip_id"] is None:
-                self.deaths, kills = row["deaths"], row["oom_kills"]
-            else:
+            if row["clip_id"] is not None:
                 self.given.add(row["clip_id"])
+            elif isinstance(row.get("deaths"), dict) and isinstance(row.get("oom_kills"), int):
+                self.deaths, kills = row["deaths"], row["oom_kills"]
         cause = self.crash.read_text(errors="replace").partition("\n")[0] if self.crash.exists() else ""
         if cause or _oom_kills() > kills:
             self.died(cause or "killed for want of memory")
@@ -240,22 +267,21 @@ def _lock(descriptor: int, wait: bool) -> bool:
 
 
 def _whole(path: Path) -> int:
-    """Length of a file up to the end of its last whole line, in bytes."""
-    with path.open("rb") as file:
-        return sum(len(line) for line in file if line.endswith(b"\n"))
+    """Length of a file up to its first line that is not whole, in bytes."""
+    return sum(length for _, length in _lines(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[Row, int]]:
-    """The whole rows of a file and the length of each one's line in bytes."""
+    """The rows of a file up to its first line that is not whole, and the length of each one's line in bytes."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                try:
-                    row = json.loads(line)
-                    row["clip_id"]
-                except (ValueError, KeyError, TypeError):
-                    raise InputError(f"{path}:{number}: no row of this run; delete the line") from None
-                yield row, len(line)
+        while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            try:
+                row = parse_json(line)
+                if not isinstance(row["clip_id"], str | None):
+                    return
+            except (ValueError, KeyError, TypeError):
+                return
+            yield row, len(line)
 
 
 def _rows(path: Path) -> Iterator[Row]:

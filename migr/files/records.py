@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from migr.errors import InputError
+from migr.files.parsing import LARGEST, LONGEST_LINE, note_halves, opened, parse_json, whole
 
 Row = dict[str, Any]
 
@@ -21,31 +22,35 @@ def iter_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[Row]:
 
     Args:
         path: The file.
-        required: Keys that every row must have.
+        required: Keys that every row must have; a `clip_id` among them must be a string.
 
     Raises:
-        InputError: The file is missing, a line is not a JSON object, or a required key is absent; names file and line.
+        InputError: The file is missing, a line is not a JSON object (`parse_json`) or longer than 64 MiB, or a required
+            key is absent; names file and line.
     """
     path, required = Path(path), tuple(required)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise InputError(f"{path}:{number}: not valid JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-                missing = [key for key in required if key not in row]
-                if missing:
-                    raise InputError(f"{path}:{number}: missing {', '.join(map(repr, missing))}")
-                yield row
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error})") from None
+    with opened(path) as file:
+        number = halves = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB")
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+                halves += b"\\ud" in line.lower() and "\ufffd" in str(row)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not valid JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            missing = [key for key in required if key not in row]
+            if missing:
+                raise InputError(f"{path}:{number}: missing {', '.join(map(repr, missing))}")
+            if "clip_id" in required and not isinstance(row["clip_id"], str):
+                raise InputError(f"{path}:{number}: clip {str(row['clip_id'])[:80]}: clip_id must be a string")
+            yield row
+    note_halves(path, halves)
 
 
 def read_jsonl(path: str | Path, required: Iterable[str] = (), unique: str | None = None) -> list[Row]:
@@ -73,38 +78,76 @@ def atomic(path: str | Path) -> Iterator[IO[str]]:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
+        sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
+def sync_folder(folder: str | Path) -> None:
+    """Hand the names in a folder to the disk, so that a power cut does not take a new file's name away."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # not every file system can
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows atomically, one JSON object a line. NaN and infinity are refused (they are not JSON)."""
+    """Write rows atomically, one JSON object a line. NaN and infinity are refused (they are not JSON).
+
+    Half a UTF-16 pair, as a model may write it, becomes U+FFFD: UTF-8 has no place for it.
+    """
     with atomic(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(whole(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one indented JSON value atomically."""
     with atomic(path) as file:
-        json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
-        file.write("\n")
+        file.write(whole(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, finite: bool = True) -> Any:
     """Read one JSON value.
 
+    Args:
+        path: The file, of 1 GiB at most.
+        finite: Refuse NaN and infinity, which are not JSON but stand in some libraries' files.
+
     Raises:
-        InputError: The file is missing or not JSON.
+        InputError: The file is missing or not JSON (`parse_json`).
     """
     path = Path(path)
+    with opened(path) as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise InputError(f"{path}: more than {LARGEST >> 30} GiB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return parse_json(text, finite)
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_object(path: str | Path, finite: bool = True, **types: Any) -> Row:
+    """Read a JSON object that must have these keys, each with a value of its type (or of one of a union).
+
+    Raises:
+        InputError: As `read_json`; or it is no object, a key is missing, or a value has another type.
+    """
+    value = read_json(path, finite)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    for key, kind in types.items():
+        if key not in value:
+            raise InputError(f"{path}: missing {key!r}")
+        if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind in (int, float, int | float)):
+            kind_name = getattr(kind, "__name__", str(kind))
+            raise InputError(f"{path}: {key} must be {kind_name}, not {type(value[key]).__name__}")
+    return value
 
 
 def digest(*values: Any) -> str:

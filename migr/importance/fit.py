@@ -199,8 +199,8 @@ def leave_one_out(net: Any, out: Any, target: Tensor) -> Tensor:
         rest = out.present.clone()
         rest[:, m] = False
         matters = out.present[:, m] & rest.any(1)
-        shown = torch.where(matters[:, None], rest, out.present)
-        without = net.fuse(out.tokens, out.unimodal, shown).logits
+        visible = torch.where(matters[:, None], rest, out.present)
+        without = net.fuse(out.tokens, out.unimodal, visible).logits
         columns.append(torch.where(matters, support(out.logits, target) - support(without, target), torch.nan))
     return torch.stack(columns, 1)
 
@@ -239,25 +239,25 @@ def cross_score(
     fold = torch.full(label.shape, -1)
     split = KFold if is_score(label) else StratifiedKFold
     splitter = split(folds, shuffle=True, random_state=config.seed)
-    for k, (_, held) in enumerate(splitter.split(learn, label[learn])):
-        fold[learn[torch.from_numpy(held)]] = k
+    for k, (_, validation) in enumerate(splitter.split(learn, label[learn])):
+        fold[learn[torch.from_numpy(validation)]] = k
     check_folds(tuple(features.values), features.present, fold, learn, folds)
 
     places: list[Tensor] = []
-    found: list[Scores] = []
+    parts: list[Scores] = []
     models = [""] * len(label)
     for k in progress(range(folds + 1)):  # the last fit is on all train clips
         part = learn[fold[learn] != k]
         net = fit(features.take(part), label[part], 1 if is_score(label) else len(labels), config, fusion, **shape)
-        held = (fold == (k if k < folds else -1)).nonzero().flatten()
-        if not len(held):
+        validation = (fold == (k if k < folds else -1)).nonzero().flatten()
+        if not len(validation):
             continue
-        places.append(held)
-        found.append(score(net, features.take(held), label[held]))
+        places.append(validation)
+        parts.append(score(net, features.take(validation), label[validation]))
         name = fingerprint(net)
-        for i in held.tolist():
+        for i in validation.tolist():
             models[i] = name
-    return CrossScores(joined(found).take(torch.cat(places).argsort()), fold, tuple(models), net)
+    return CrossScores(joined(parts).take(torch.cat(places).argsort()), fold, tuple(models), net)
 
 
 def alternatives(scores: Scores) -> dict[str, Tensor]:

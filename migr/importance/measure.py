@@ -34,7 +34,7 @@ def sentiment_of(clip: Clip) -> float:
 
 
 def row_of(
-    clip: Clip, i: int, found: CrossScores, modalities: Sequence[str], labels: Sequence[str], min_margin: float = 0.0
+    clip: Clip, i: int, result: CrossScores, modalities: Sequence[str], labels: Sequence[str], min_margin: float = 0.0
 ) -> Row:
     """The line of `importance.jsonl` for the clip at position i.
 
@@ -45,7 +45,7 @@ def row_of(
     def weights(values: Tensor, names: Sequence[str]) -> dict[str, float]:
         return {name: round(value, 6) for name, value in zip(names, values[i].tolist(), strict=True)}
 
-    scores, fold = found.scores, int(found.fold[i])
+    scores, fold = result.scores, int(result.fold[i])
     target: Any = scores.target[i].item()
     ordered = scores.importance[i].sort(descending=True).values.tolist()
     margin = ordered[0] - (ordered[1] if len(ordered) > 1 else 0.0)
@@ -60,7 +60,7 @@ def row_of(
         row["certain"] = margin >= min_margin
     for name, values in scores.parts.items():
         row[name] = weights(values, EXPERTS if name == "experts" else modalities)
-    return {**row, "fold": fold if fold >= 0 else None, "model": found.models[i]}
+    return {**row, "fold": fold if fold >= 0 else None, "model": result.models[i]}
 
 
 def check_row(clip: Clip, i: int, scores: Scores, modalities: Sequence[str], mllm: Tensor | None) -> Row:
@@ -101,9 +101,9 @@ def quality_correlation(clips: Sequence[Clip], importance: Tensor, modalities: S
     for clip, weights in zip(clips, importance.tolist(), strict=True):
         truth = clip.extra.get("planted")
         quality = truth.get("quality", {}) if isinstance(truth, dict) else {}
-        here = [(m, k) for k, m in enumerate(modalities) if m in quality and m in clip.modalities]
-        for a, (first, i) in enumerate(here):
-            for second, j in here[a + 1 :]:
+        pairs = [(m, k) for k, m in enumerate(modalities) if m in quality and m in clip.modalities]
+        for a, (first, i) in enumerate(pairs):
+            for second, j in pairs[a + 1 :]:
                 ours.append(weights[i] - weights[j])
                 planted.append(quality[first] - quality[second])
     if len(set(ours)) < 2 or len(set(planted)) < 2:
@@ -125,21 +125,21 @@ def measure(clips: Sequence[Clip], label: Tensor, scores: Scores, modalities: Se
     if have.any() and is_score(label):
         measured["sentiment"] = {"fused": trust.regression_figures(scores.prediction[have], label[have])}
         for m, name in enumerate(modalities):
-            here = have & scores.present[:, m]
-            alone = trust.regression_figures(scores.unimodal[here, m, 0], label[here]) if here.any() else None
+            rows = have & scores.present[:, m]
+            alone = trust.regression_figures(scores.unimodal[rows, m, 0], label[rows]) if rows.any() else None
             measured["sentiment"][name] = alone
     elif have.any():
         measured["label_accuracy"] = {"fused": (scores.prediction == label)[have].float().mean().item()}
         for m, name in enumerate(modalities):
-            here = have & scores.present[:, m]
-            right = (scores.unimodal[:, m].argmax(1) == label)[here].float().mean().item() if here.any() else None
+            rows = have & scores.present[:, m]
+            right = (scores.unimodal[:, m].argmax(1) == label)[rows].float().mean().item() if rows.any() else None
             measured["label_accuracy"][name] = right
     truth = [planted_truth(clip) for clip in clips]
     n = len(truth) - truth.count(None)
     if n:
         measured["dominant_accuracy"] = {"majority": max(truth.count(name) for name in modalities) / n}
-        for way, chosen in alternatives(scores).items():
-            right = sum(modalities[m] == name for m, name in zip(chosen.tolist(), truth, strict=True))
+        for way, choice in alternatives(scores).items():
+            right = sum(modalities[m] == name for m, name in zip(choice.tolist(), truth, strict=True))
             measured["dominant_accuracy"][way] = right / n
     return measured
 
@@ -167,12 +167,12 @@ def trust_of(
     truth, dominant = truth_of(clips, modalities), scores.importance.argmax(1)
     one_out = trust.largest(scores.drop)
     estimates = {"leave-one-out (network)": one_out, "right alone (one head)": trust.alone(scores)}
-    asked = ~mllm.isnan().all(1)
-    if asked.any():
+    queried = ~mllm.isnan().all(1)
+    if queried.any():
         estimates["leave-one-out (MLLM)"] = trust.largest(mllm)
     have = known(label)
     error = trust.prediction_errors(scores.logits[have], scores.target[have])
-    found: Row = {
+    figures: Row = {
         "agreement": {name: trust.agreement(dominant, other, truth) for name, other in estimates.items()},
         "calibration": {} if is_score(label) else trust.calibration(fitted, fitted_label, scores, label, modalities),
         "thresholds": trust.threshold_effect(scores.importance, one_out, truth),
@@ -181,6 +181,8 @@ def trust_of(
     }
     several = scores.present.sum(1) > 1
     for name, weights in scores.parts.items():
-        if several.any() and (said := collapse(weights[several], EXPERTS if name == "experts" else tuple(modalities))):
-            found["collapse"][name] = said
-    return {**found, "mllm_asked": int(asked.sum())}
+        if several.any() and (
+            message := collapse(weights[several], EXPERTS if name == "experts" else tuple(modalities))
+        ):
+            figures["collapse"][name] = message
+    return {**figures, "mllm_asked": int(queried.sum())}

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from migr.clips.manifest import Clip
 from migr.importance.features import transcript_of
 from migr.omni.inputs import OmniInputs
-from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
-
-TRANSCRIPT = 'The person says: "{transcript}" '
+from migr.omni.prompt import ANSWER_DIRECTLY, TRANSCRIPT, render_prompt
+from migr.text.format import block
 
 
 def answer_drops(
@@ -46,32 +45,32 @@ def answer_drops(
         have = [name for name in modalities if name in clip.modalities]
         out = have if len(have) > 1 else []
         versions = [have, *([m for m in have if m != gone] for gone in out)]
-        found = label_log_probs(thinker, inputs, clip, versions, labels)
-        whole[i] = found[0]
-        for value, gone in zip(found[1:], out, strict=True):
-            drops[i, modalities.index(gone)] = found[0] - value
+        log_probs = label_log_probs(thinker, inputs, clip, versions, labels)
+        whole[i] = log_probs[0]
+        for value, gone in zip(log_probs[1:], out, strict=True):
+            drops[i, modalities.index(gone)] = log_probs[0] - value
     return drops, whole
 
 
 @torch.inference_mode()
 def label_log_probs(
-    thinker: Any, inputs: OmniInputs, clip: Clip, shown: Sequence[Sequence[str]], labels: Sequence[str]
+    thinker: Any, inputs: OmniInputs, clip: Clip, versions: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> Tensor:
     """log p of the clip's label as direct answer with each set of modalities, (len(shown),), one forward pass."""
     assert clip.label is not None and clip.label in labels
     tokenizer = inputs.processor.tokenizer
-    answers = {name: tokenizer(f"<answer>{name}</answer>", add_special_tokens=False).input_ids for name in labels}
+    answers = {name: tokenizer(block("answer", name), add_special_tokens=False).input_ids for name in labels}
     target = answers[clip.label]
     features, prompts = [], []
-    for names in shown:
-        said = TRANSCRIPT.format(transcript=transcript_of(clip)) if "text" in names else ""
-        own = inputs.features(clip, names)
-        prompt = render_prompt(inputs.processor, said + ANSWER_DIRECTLY, "video" in names, "audio" in names)
-        features.append(own)
-        prompts.append(inputs.prompt_ids(prompt, own))
+    for names in versions:
+        transcript = TRANSCRIPT.format(transcript=transcript_of(clip)) if "text" in names else ""
+        media = inputs.features(clip, names)
+        prompt = render_prompt(inputs.processor, transcript + ANSWER_DIRECTLY, "video" in names, "audio" in names)
+        features.append(media)
+        prompts.append(inputs.prompt_ids(prompt, media))
     length = max(map(len, prompts)) + len(target)
-    ids = torch.full((len(shown), length), tokenizer.pad_token_id)
-    mask = torch.zeros((len(shown), length), dtype=torch.long)
+    ids = torch.full((len(versions), length), tokenizer.pad_token_id)
+    mask = torch.zeros((len(versions), length), dtype=torch.long)
     for row, before in enumerate(prompts):
         ids[row, : len(before) + len(target)] = torch.tensor([*before, *target])
         mask[row, : len(before) + len(target)] = 1
@@ -81,7 +80,7 @@ def label_log_probs(
     # the states that predict the target's tokens, and the head on these alone
     ends = [states[row, len(p) - 1 : len(p) - 1 + len(target)] for row, p in enumerate(prompts)]
     logits = thinker.lm_head(torch.stack(ends)).float()
-    total = torch.zeros(len(shown))
+    total = torch.zeros(len(versions))
     for place, token in enumerate(target):
         same = [a for a in answers.values() if a[:place] == target[:place] and len(a) > place]
         allowed = sorted({a[place] for a in same})

@@ -46,12 +46,12 @@ def draw(path: str | Path, scores: Scores, modalities: Sequence[str], labels: Se
     left, right = figure.subplots(1, 2)
 
     first = modalities[0]
-    shown = {"importance": scores.importance}
+    panels = {"importance": scores.importance}
     titles = {"entropy_gate": "entropy gate", "importance_gate": "importance gate", "gate": "combined gate"}
-    shown |= {titles[name]: weights for name, weights in scores.parts.items() if name in titles}
+    panels |= {titles[name]: weights for name, weights in scores.parts.items() if name in titles}
     target, labels = groups_of(scores.target, labels)
     rows = [(k, name) for k, name in enumerate(labels) if (target == k).any()]
-    for offset, (name, weights) in enumerate(shown.items()):
+    for offset, (name, weights) in enumerate(panels.items()):
         means = [float(weights[target == k, 0].mean()) for k, _ in rows]
         marker, colour = MARKERS[name]
         heights = [row + 0.15 * (offset - 1.5) for row in range(len(rows))]
@@ -94,7 +94,7 @@ def draw(path: str | Path, scores: Scores, modalities: Sequence[str], labels: Se
 def draw_trust(
     path: str | Path,
     scores: Scores,
-    found: Row,
+    figures: Row,
     modalities: Sequence[str],
     labels: Sequence[str],
     error: torch.Tensor | None = None,
@@ -141,17 +141,17 @@ def draw_trust(
     margin.hist(trust.margins(scores.importance).numpy(), bins=20, range=(0, 1), color=COLOURS[0])
     margin.set(xlabel="margin (largest minus second importance)", ylabel="clips", title="margins")
 
-    x = [row["min_margin"] for row in found["thresholds"]]
+    x = [row["min_margin"] for row in figures["thresholds"]]
     curves = {"kept": "clips kept", "agree": "agree with leave-one-out", "right": "planted modality found"}
     for (key, name), colour in zip(curves.items(), COLOURS, strict=False):
-        values = [np.nan if row[key] is None else row[key] for row in found["thresholds"]]
+        values = [np.nan if row[key] is None else row[key] for row in figures["thresholds"]]
         if not np.isnan(values).all():
             threshold.plot(x, values, marker="o", color=colour, label=name)
     threshold.set(ylim=(-0.02, 1.02), xlabel="--min_margin", title="what a threshold on the margin buys")
     threshold.legend(loc="lower left", fontsize="small", frameon=False)
 
     have = torch.zeros(0, dtype=torch.bool) if error is None else error.isfinite()
-    r = found["prediction_space_correlation"]
+    r = figures["prediction_space_correlation"]
     if r is None or error is None:
         space.set_axis_off()
     else:

@@ -63,11 +63,11 @@ def check_labels(label: Tensor, learn: Tensor, labels: Sequence[str], folds: int
             )
         return
     counts = torch.bincount(label[learn], minlength=len(labels)).tolist()
-    found = {name: count for name, count in zip(labels, counts, strict=True) if count}
-    if len(found) < 2:
-        known_ones = f"all {len(learn)} have the label {next(iter(found))!r}" if found else "none has a label"
+    per_label = {name: count for name, count in zip(labels, counts, strict=True) if count}
+    if len(per_label) < 2:
+        known_ones = f"all {len(learn)} have the label {next(iter(per_label))!r}" if per_label else "none has a label"
         raise InputError(f"train clips: {known_ones}; at least two emotions are needed")
-    for name, count in found.items():
+    for name, count in per_label.items():
         if count < folds:
             raise InputError(
                 f"label {name!r} has {count} train clips, too few for {folds} folds: add clips or take fewer folds"

@@ -26,8 +26,8 @@ def calibration_error(probabilities: Tensor, label: Tensor, bins: int = 15) -> f
         label: (n,) class indices.
         bins: Equal parts of [0, 1].
     """
-    confidence, chosen = probabilities.max(1)
-    right = (chosen == label).double()
+    confidence, prediction = probabilities.max(1)
+    right = (prediction == label).double()
     place = (confidence * bins).long().clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.double).index_add_(0, place, right - confidence.double())
     return float(gap.abs().sum() / len(label))
@@ -55,23 +55,23 @@ def calibration(fitted: Scores, fitted_label: Tensor, scores: Scores, label: Ten
     Returns:
         Head -> {n, ece, temperature, ece_scaled}; a head without clips is left out.
     """
-    found: Row = {}
+    figures: Row = {}
     for head, name in enumerate(("fused", *names)):
-        here, other = label >= 0, fitted_label >= 0
-        ours, theirs = scores.logits, fitted.logits
+        rows, fitted_rows = label >= 0, fitted_label >= 0
+        logits, fitted_logits = scores.logits, fitted.logits
         if head:
-            here, other = here & scores.present[:, head - 1], other & fitted.present[:, head - 1]
-            ours, theirs = scores.unimodal[:, head - 1], fitted.unimodal[:, head - 1]
-        if not here.any() or not other.any():
+            rows, fitted_rows = rows & scores.present[:, head - 1], fitted_rows & fitted.present[:, head - 1]
+            logits, fitted_logits = scores.unimodal[:, head - 1], fitted.unimodal[:, head - 1]
+        if not rows.any() or not fitted_rows.any():
             continue
-        t = temperature(theirs[other], fitted_label[other])
-        found[name] = {
-            "n": int(here.sum()),
-            "ece": calibration_error(ours[here].softmax(1), label[here]),
+        t = temperature(fitted_logits[fitted_rows], fitted_label[fitted_rows])
+        figures[name] = {
+            "n": int(rows.sum()),
+            "ece": calibration_error(logits[rows].softmax(1), label[rows]),
             "temperature": t,
-            "ece_scaled": calibration_error((ours[here] / t).softmax(1), label[here]),
+            "ece_scaled": calibration_error((logits[rows] / t).softmax(1), label[rows]),
         }
-    return found
+    return figures
 
 
 def largest(drop: Tensor) -> Tensor:
@@ -111,22 +111,22 @@ def agreement(dominant: Tensor, estimate: Tensor, truth: Tensor | None = None) -
         n (clips with an opinion), share (of all clips), agree, kappa (Cohen's, null where one of them is constant), and
         `right`: how often the estimate itself is right, where the truth is known.
     """
-    here = estimate != NONE
-    ours, theirs = dominant[here], estimate[here]
-    found: Row = {
-        "n": int(here.sum()),
-        "share": float(here.double().mean()),
+    judged = estimate != NONE
+    by_importance, by_estimate = dominant[judged], estimate[judged]
+    figures: Row = {
+        "n": int(judged.sum()),
+        "share": float(judged.double().mean()),
         "agree": None,
         "kappa": None,
         "right": None,
     }
-    if len(ours):
-        found["agree"] = float((ours == theirs).double().mean())
-        if len(ours.unique()) > 1 and len(theirs.unique()) > 1:
-            found["kappa"] = float(cohen_kappa_score(ours.numpy(), theirs.numpy()))
-        if truth is not None and (both := here & (truth != NONE)).any():
-            found["right"] = float((estimate == truth)[both].double().mean())
-    return found
+    if len(by_importance):
+        figures["agree"] = float((by_importance == by_estimate).double().mean())
+        if len(by_importance.unique()) > 1 and len(by_estimate.unique()) > 1:
+            figures["kappa"] = float(cohen_kappa_score(by_importance.numpy(), by_estimate.numpy()))
+        if truth is not None and (both := judged & (truth != NONE)).any():
+            figures["right"] = float((estimate == truth)[both].double().mean())
+    return figures
 
 
 def margins(importance: Tensor) -> Tensor:
@@ -145,12 +145,12 @@ def threshold_effect(importance: Tensor, estimate: Tensor, truth: Tensor | None 
     size, dominant = margins(importance), importance.argmax(1)
     rows = []
     for threshold in THRESHOLDS:
-        kept = size >= threshold
-        voiced = kept & (estimate != NONE)
-        row: Row = {"min_margin": threshold, "kept": float(kept.double().mean()), "agree": None, "right": None}
+        certain = size >= threshold
+        voiced = certain & (estimate != NONE)
+        row: Row = {"min_margin": threshold, "kept": float(certain.double().mean()), "agree": None, "right": None}
         if voiced.any():
             row["agree"] = float((dominant == estimate)[voiced].double().mean())
-        if truth is not None and (both := kept & (truth != NONE)).any():
+        if truth is not None and (both := certain & (truth != NONE)).any():
             row["right"] = float((dominant == truth)[both].double().mean())
         rows.append(row)
     return rows
@@ -209,7 +209,7 @@ def regression_figures(score: Tensor, truth: Tensor) -> dict[str, Any]:
     some = y != 0
     step = [np.clip(np.round(values), -3, 3) for values in (p, y)]
     varied = len(y) > 1 and np.ptp(p) > 0 and np.ptp(y) > 0
-    found = {
+    figures = {
         "mae": float(np.abs(p - y).mean()),
         "pearson": float(np.corrcoef(p, y)[0, 1]) if varied else None,
         "acc2_has0": float(((p >= 0) == (y >= 0)).mean()),
@@ -218,6 +218,6 @@ def regression_figures(score: Tensor, truth: Tensor) -> dict[str, Any]:
         "acc7": float((step[0] == step[1]).mean()),
     }
     if some.any():
-        found["acc2_non0"] = float(((p > 0) == (y > 0))[some].mean())
-        found["f1_non0"] = float(f1_score(y[some] > 0, p[some] > 0, average="weighted"))
-    return found
+        figures["acc2_non0"] = float(((p > 0) == (y > 0))[some].mean())
+        figures["f1_non0"] = float(f1_score(y[some] > 0, p[some] > 0, average="weighted"))
+    return figures

@@ -27,7 +27,6 @@ from migr.judge.base import (
 )
 from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
 from migr.judge.lexicon import CUE_WORDS, LexiconJudge
-from migr.settings import EngineSettings
 from migr.text.labels import LabelSet
 
 __all__ = [
@@ -54,7 +53,7 @@ def open_judge(
     hide_emotion_words: bool = False,
     cache: str | Path | None = None,
     prices: tuple[float, float] | None = None,
-    engine: EngineSettings = EngineSettings(),
+    engine: str = "auto",
 ) -> Judge:
     """Open a judge by its name (see the module's text). A model is loaded when the first text is judged.
 
@@ -64,7 +63,7 @@ def open_judge(
         hide_emotion_words: The judge does not see words that name an emotion (`migr.judge.hidden`).
         cache: File of judgements already made, for judges that load a model or are paid; None asks again.
         prices: Of an endpoint: money per million prompt and completion tokens, to add the cost up.
-        engine: What runs `llm:DIR`.
+        engine: What runs `llm:DIR`: "vllm", "transformers", or "auto" (vllm where it is installed).
 
     Raises:
         InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
@@ -81,7 +80,7 @@ def open_judge(
     return judge
 
 
-def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: EngineSettings) -> Judge:
+def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: str) -> Judge:
     if name == "lexicon":
         return LexiconJudge(labels)
     kind, _, rest = name.partition(":")

@@ -1,12 +1,16 @@
 """The questions asked of the model, and the chat text around them. Wording ours, after the papers' emotion prompts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from migr.clips.manifest import Clip
+from migr.text.format import MODALITIES, block
+
 QUESTION = (
-    "Which emotion does the person show: {labels}? Reason in <think></think> about <video></video> and "
-    "<audio></audio>, then name it in <answer></answer>."
+    f"Which emotion does the person show: {{labels}}? Reason in {block('think')} about {{streams}}, "
+    f"then name it in {block('answer')}."
 )
+TRANSCRIPT = 'The person says: "{transcript}" '
 # What a model must be able to do before it can reason: tell what one modality shows, and name the emotion at once.
 DESCRIBE = {"video": "Describe what the face shows.", "audio": "Describe how the voice sounds."}
 NAME = {
@@ -14,12 +18,26 @@ NAME = {
     "audio": "Which emotion does the voice carry?",
 }
 FORMAT = "Put this into think, video, audio and answer tags: {pieces} {conclusion} {answer}"
-ANSWER_DIRECTLY = "Which emotion? Answer in <answer></answer>."
+ANSWER_DIRECTLY = f"Which emotion? Answer in {block('answer')}."
 
 
-def question(labels: Iterable[str]) -> str:
-    """The emotion question with its list of labels."""
-    return QUESTION.format(labels=", ".join(labels))
+def question(labels: Iterable[str], modalities: Sequence[str] = ("video", "audio"), transcript: str = "") -> str:
+    """The emotion question with its list of labels; it asks to reason about what is there, and about nothing else.
+
+    Args:
+        labels: What may be answered.
+        modalities: What the clip has, of `MODALITIES`.
+        transcript: The words that are spoken, where "text" is among them; they come first.
+    """
+    streams = [block(modality) for modality in MODALITIES if modality in modalities]
+    named = " and ".join(filter(None, (", ".join(streams[:-1]), streams[-1])))
+    words = TRANSCRIPT.format(transcript=" ".join(transcript.replace("<|", "< |").split())) if transcript else ""
+    return words + QUESTION.format(labels=", ".join(labels), streams=named)
+
+
+def question_about(clip: Clip, labels: Iterable[str]) -> str:
+    """The emotion question about this clip."""
+    return question(labels, clip.modalities, str(clip.extra.get("transcript") or ""))
 
 
 def render_prompt(processor: Any, text: str, video: bool, audio: bool) -> str:

@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from migr.errors import InputError
 from migr.omni.export import write_checkpoint
 from migr.omni.family import FAMILIES, QWEN2_5, QWEN3, Family
+from migr.text.format import tags
 
 # The marks of each family by their roles.
 ROLES = {
@@ -53,7 +54,7 @@ def special_tokens(family: Family) -> tuple[str, ...]:
 
 
 # Text tags such as <think> are plain text in Qwen2.5-Omni. In Qwen3-Omni these two are tokens, and not special ones.
-TEXT_TOKENS = {QWEN2_5.name: (), QWEN3.name: ("<think>", "</think>")}
+TEXT_TOKENS = {QWEN2_5.name: (), QWEN3.name: tags("think")}
 SPECIAL = special_tokens(QWEN2_5)
 ENDS: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _END_IDS = ("eos_token_id", "pad_token_id")

@@ -22,20 +22,20 @@ def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
     Raises:
         InputError: A file is missing or wrong, or a prediction's clip is not in the manifest.
     """
-    shown = {row["clip_id"]: row.get("planted") for row in iter_jsonl(clips, ("clip_id",))}
-    if not any(shown.values()):
+    planted = {row["clip_id"]: row.get("planted") for row in iter_jsonl(clips, ("clip_id",))}
+    if not any(planted.values()):
         return {}
     phrases = {m: {e: [p for cue in c for p in cue[0]] for e, c in table.items()} for m, table in CUES.items()}
     true = total = 0
     for row in iter_jsonl(predictions, ("clip_id", "response")):
-        truth = shown.get(row["clip_id"])
+        truth = planted.get(row["clip_id"])
         if truth is None:
             raise InputError(f"{predictions}: clip {row['clip_id']!r} is not among the planted clips of {clips}")
         reasoning = parse(row["response"]).reasoning
         for modality, text in reasoning.segments if reasoning else ():
             if modality == truth["dominant"]:
-                found = {e: sum(phrase in text for phrase in known) for e, known in phrases[modality].items()}
-                best = max(found, key=lambda emotion: found[emotion])
+                counts = {e: sum(phrase in text for phrase in words) for e, words in phrases[modality].items()}
+                best = max(counts, key=lambda emotion: counts[emotion])
                 total += 1
-                true += found[best] > 0 and best == truth["shown"][modality]
+                true += counts[best] > 0 and best == truth["shown"][modality]
     return {"segment_truth": true / total if total else None, "segment_truth_n": total}

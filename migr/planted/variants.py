@@ -103,9 +103,9 @@ def text(seed: int, split: str, index: int) -> Row:
     label, dominant = DFEW[index % 7], names[index // 7 % 3]
     shown = {m: label if m == dominant else _other(label, rng) for m in names}
     quality = {m: rng.uniform(0.85, 1.0) if m == dominant else rng.uniform(0.1, 0.4) for m in names}
-    said = transcript(shown["text"], quality["text"], planted.bank_of(split), rng)
+    words = transcript(shown["text"], quality["text"], planted.bank_of(split), rng)
     truth = {"dominant": dominant, "shown": shown, "quality": quality}
-    return _clip("text", seed, split, index, rng, label=label, planted=truth, transcript=said)
+    return _clip("text", seed, split, index, rng, label=label, planted=truth, transcript=words)
 
 
 def sentiment(seed: int, split: str, index: int) -> Row:
@@ -156,6 +156,6 @@ def make(root: str | Path, rows: Sequence[Row]) -> Path:
         for _ in tqdm(pool.map(render, jobs, chunksize=16), total=len(jobs), desc="rendering clips", unit="clip"):
             pass
     manifest = Path(root) / "clips.jsonl"
-    kept = ({key: row[key] for key in MANIFEST_KEYS if key in row} for row in rows)
-    write_jsonl(manifest, ({**row, "path": f"clips/{row['clip_id']}.mp4"} for row in kept))
+    manifest_rows = ({key: row[key] for key in MANIFEST_KEYS if key in row} for row in rows)
+    write_jsonl(manifest, ({**row, "path": f"clips/{row['clip_id']}.mp4"} for row in manifest_rows))
     return manifest

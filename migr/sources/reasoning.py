@@ -10,7 +10,7 @@ from migr.clips.manifest import Clip
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_json
 from migr.sources.tables import MEDIA_ENDINGS, check_name, names_of, read_table
-from migr.text.format import MODALITIES, parse
+from migr.text.format import MODALITIES, block, parse, tags
 
 # column names, in the order in which they are looked for
 _IDS = ("clip_id", "name", "clip", "video", "file", "filename", "file_name", "video_name", "id", "path")
@@ -85,12 +85,12 @@ def _conversations(path: Path) -> Iterator[Row]:
             for turn in turns
             if isinstance(turn, dict) and turn.get("from", turn.get("role")) in ("gpt", "assistant")
         ]
-        reasoned = [text for text in said if "<think>" in text]
+        reasoned = [text for text in said if tags("think")[0] in text]
         if not reasoned:
-            raise InputError(f"{where} ({name}): no answer with <think>…</think>; is this a file of bare labels?")
+            raise InputError(f"{where} ({name}): no answer with {block('think', '…')}; is this a file of bare labels?")
         response = parse(reasoned[-1])
         if response.reasoning is None or not response.think:
-            raise InputError(f"{where} ({name}): <think> is empty or not closed")
+            raise InputError(f"{where} ({name}): the think block is empty or not closed")
         row: Row = {"clip_id": str(name)}
         if response.reasoning.segments:
             if response.error:

@@ -1,16 +1,29 @@
 """The text format `<think><audio>…</audio><video>…</video> conclusion</think><answer>angry</answer>`: read and written.
 
-One parser serves targets, rewards and evaluation, so that they cannot drift apart. It only uses `str.find` and
-`str.split`: time is linear in the text, and no string makes it raise.
+`parse` is the one reading: targets, rewards, evaluation, page and evidence take a response apart with it and nothing
+else, so that what is paid and what is counted cannot drift apart. It only searches and splits: time is linear in the
+text, and no string makes it raise. No other module spells a tag.
+
+    >>> response = parse("<think><audio>A harsh voice.</audio>So he is cross.</think><answer>angry</answer>")
+    >>> response.answer, response.plain, response.order, response.error
+    ('angry', 'A harsh voice. So he is cross.', ('audio',), None)
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from migr.errors import InputError
+from migr.text.labels import LabelSet
+from migr.text.sentences import locate, modalities_of, split
 
 MODALITIES = ("video", "audio", "text")
+LONGEST = 20_000  # characters: a longer response has an error, and of a longer reasoning the rest is not read
 _TAGS = tuple(f"<{slash}{name}>" for name in ("think", "answer", *MODALITIES) for slash in ("", "/"))
+_TAG = re.compile("|".join(_TAGS))
+_ANSWER = re.compile(r"<answer>.*?(?:</answer>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -27,13 +40,125 @@ class Reasoning:
 
 
 @dataclass(frozen=True)
-class Response:
-    """A model's response, taken apart. `error` is None only if the format is exactly right."""
+class Part:
+    """A stretch of a reasoning: a tagged segment, or a sentence outside the tags.
 
-    think: str | None  # the text between the first <think> and the </think> behind it
-    answer: str | None  # the raw text of the only answer block
+    Attributes:
+        modalities: What it gives evidence from: the tag's modality; of a sentence what `modalities_of` says, () where
+            it only infers or concludes.
+        text: Its text, without tags and answers; of a sentence with white space made single.
+        start, end: Where it stands in the response: `response.text[start:end]`.
+        tagged: Whether it is a segment.
+    """
+
+    modalities: tuple[str, ...]
+    text: str
+    start: int
+    end: int
+    tagged: bool
+
+
+class _Tagged(NamedTuple):
+    """A tagged segment: where its tag opens, its text begins and ends, and its closing tag ends."""
+
+    name: str
+    opens: int
+    start: int
+    end: int
+    closes: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """A model's response, taken apart.
+
+    Attributes:
+        text: The response as it came.
+        think: The text between the first <think> and the </think> behind it; None if there is none or it is empty.
+        answer: The raw text of the only answer block, else None.
+        reasoning: The thoughts as segments and the untagged rest, without an answer that stands among them.
+        error: What is not exactly as the format wants it, None if nothing: the strict view (`reward.format`, targets).
+    """
+
+    text: str
+    think: str | None
+    answer: str | None
     reasoning: Reasoning | None
     error: str | None
+
+    def label(self, labels: LabelSet) -> str | None:
+        """The one known label that the response answers, or None. The rest of the format does not matter here."""
+        return labels.canonical(self.answer) if self.answer else None
+
+    @property
+    def hides_answer(self) -> bool:
+        """Whether an answer block begins inside the thoughts, where only evidence belongs."""
+        return self.think is not None and "<answer>" in self.think
+
+    @cached_property
+    def plain(self) -> str:
+        """The reasoning as every judge reads it: running text without tags and answers; "" if there is none."""
+        return " ".join(_blank_tags(_blank_answers(self.think or "")).split())[:LONGEST]
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The reasoning's segments and its untagged sentences, in the order in which they stand."""
+        if self.think is None:
+            return ()
+        think, offset = _blank_answers(self.think), self.text.index(self.think, self.text.index("<think>") + 7)
+        parts: list[Part] = []
+        position = 0
+        for tagged in _tagged(think)[0]:
+            parts += _sentences(think, position, tagged.opens, offset)
+            text = think[tagged.start : tagged.end]
+            if text:
+                parts.append(Part((tagged.name,), text, offset + tagged.start, offset + tagged.end, True))
+            position = tagged.closes
+        parts += _sentences(think, position, len(think), offset)
+        return tuple(parts)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The modalities in the order in which the reasoning comes to them.
+
+        They are the tagged segments. Where there are none (other systems' output) each sentence counts for the
+        modalities that it gives evidence from, or for none.
+        """
+        if self.reasoning is not None and self.reasoning.segments:
+            return self.reasoning.order
+        return tuple(dict.fromkeys(modality for part in self.parts for modality in part.modalities))
+
+
+def parse(text: str) -> Response:
+    """Take a response apart. Never raises; what is not there is None.
+
+    Args:
+        text: Any string. Time is linear in its length.
+
+    Returns:
+        The response's parts. The answer is None if there is none or more than one answer block. Free text without
+        modality tags has no segments, and all of it is the conclusion.
+    """
+    think, answer = _between(text, "think"), _between(text, "answer")
+    counts = {tag: text.count(tag) for tag in _TAGS[:4]}
+    if counts["<answer>"] > 1 or counts["</answer>"] > 1:
+        answer = None
+    reasoning, error = _reasoning(_blank_answers(think)) if think is not None else (None, None)
+    if wrong := [tag for tag, count in counts.items() if count != 1]:
+        error = f"{wrong[0]} stands {counts[wrong[0]]} times, not once"
+    elif not think or not answer:
+        error = "the think or the answer block is empty or out of order"
+    else:
+        body = text.strip()
+        between = body[body.find("</think>") + 8 : body.find("<answer>")] if "</think>" in body else ""
+        in_order = body.startswith("<think>") and body.endswith("</answer>")
+        if not in_order or body.find("</think>") > body.find("<answer>") or between.strip():
+            error = "text stands outside the think and the answer block, or they are out of order"
+        elif _TAG.search(answer):
+            error = "a tag stands inside the answer"
+    if len(text) > LONGEST:
+        error = f"longer than {LONGEST:,} characters"
+    return Response(text, think or None, answer or None, reasoning, error)
 
 
 def _between(text: str, name: str) -> str | None:
@@ -45,82 +170,85 @@ def _between(text: str, name: str) -> str | None:
     return None if end < 0 else text[start:end].strip()
 
 
-def _segments(think: str) -> tuple[Reasoning, str | None]:
-    """Split the think text at its modality tags; the second value says what is wrong with them, if anything."""
-    segments: list[tuple[str, str]] = []
-    rest: list[str] = []
+def _blank_answers(think: str) -> str:
+    """The thoughts with blanks in place of answer blocks: an answer among them must not reach a judge."""
+    return _ANSWER.sub(lambda match: " " * len(match.group()), think)
+
+
+def _blank_tags(text: str) -> str:
+    return _TAG.sub(lambda match: " " * len(match.group()), text)
+
+
+def _sentences(think: str, start: int, end: int, offset: int) -> Iterator[Part]:
+    """The sentences of an untagged stretch of the thoughts, as parts."""
+    readable = max(start, min(end, LONGEST))
+    text = _blank_tags(think[start:readable])
+    sentences = split(text)
+    for sentence, (first, last) in zip(sentences, locate(text, sentences), strict=True):
+        first, last = start + first, start + last
+        yield Part(modalities_of(sentence), sentence, offset + first, offset + last, False)
+    if readable < end:  # what is not read is of no modality
+        yield Part((), think[readable:end], offset + readable, offset + end, False)
+
+
+def _tagged(think: str) -> tuple[list[_Tagged], str | None]:
+    """The tagged segments, empty ones too, and what is wrong with the tags, if anything."""
+    segments: list[_Tagged] = []
     seen: set[str] = set()
     error = None
     position = 0
     # The next opening of each tag: searched again only once it is behind us, which keeps the whole scan linear.
     openings = {name: think.find(f"<{name}>") for name in MODALITIES}
     while True:
-        for name, start in openings.items():
-            if 0 <= start < position:
+        for name, place in openings.items():
+            if 0 <= place < position:
                 openings[name] = think.find(f"<{name}>", position)
-        found = [(start, name) for name, start in openings.items() if start >= 0]
-        if not found:
-            break
-        start, name = min(found)
+        ahead = [(place, name) for name, place in openings.items() if place >= 0]
+        if not ahead:
+            return segments, error
+        opens, name = min(ahead)
+        start = opens + len(name) + 2
         end = think.find(f"</{name}>", start)
         if end < 0:
-            error = f"<{name}> is not closed"
-            break
-        text = think[start + len(name) + 2 : end].strip()
-        if any(tag in text for tag in _TAGS):
-            error = f"a tag stands inside <{name}>"
-            break
+            return segments, f"<{name}> is not closed"
+        text = think[start:end].strip()
+        if _TAG.search(text):
+            return segments, f"a tag stands inside <{name}>"
         if not text:
             error = f"<{name}> is empty"
         elif name in seen:
             error = f"<{name}> comes twice"
         seen.add(name)
-        segments.append((name, text))
-        rest.append(think[position:start])
         position = end + len(name) + 3
-    rest.append(think[position:])
+        start = think.index(text, start) if text else start
+        segments.append(_Tagged(name, opens, start, start + len(text), position))
+
+
+def _reasoning(think: str) -> tuple[Reasoning, str | None]:
+    """The thoughts as segments and conclusion; the second value says what is wrong with their tags, if anything."""
+    tagged, error = _tagged(think)
+    bounds = [0, *(bound for segment in tagged for bound in (segment.opens, segment.closes)), len(think)]
+    rest = (think[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True))
     conclusion = " ".join(" ".join(rest).split())
-    if error is None and any(tag in conclusion for tag in _TAGS):
+    if error is None and _TAG.search(conclusion):
         error = "a modality tag is closed but not opened"
+    segments = ((segment.name, think[segment.start : segment.end]) for segment in tagged)
     return Reasoning(tuple((name, text) for name, text in segments if text), conclusion), error
 
 
-def parse(response: str) -> Response:
-    """Take a response apart. Never raises; what cannot be found is None.
-
-    Args:
-        response: Any string. Time is linear in its length.
-
-    Returns:
-        The response's parts. The answer is None if there is none or more than one answer block. Free text without
-        modality tags has no segments, and all of it is the conclusion.
-    """
-    think, answer = _between(response, "think"), _between(response, "answer")
-    counts = {tag: response.count(tag) for tag in _TAGS[:4]}
-    if counts["<answer>"] > 1 or counts["</answer>"] > 1:
-        answer = None
-    reasoning, error = _segments(think) if think is not None else (None, None)
-    if wrong := [tag for tag, count in counts.items() if count != 1]:
-        error = f"{wrong[0]} stands {counts[wrong[0]]} times, not once"
-    elif not think or not answer:
-        error = "the think or the answer block is empty or out of order"
-    else:
-        body = response.strip()
-        between = body[body.find("</think>") + 8 : body.find("<answer>")] if "</think>" in body else ""
-        in_order = body.startswith("<think>") and body.endswith("</answer>")
-        if not in_order or body.find("</think>") > body.find("<answer>") or between.strip():
-            error = "text stands outside the think and the answer block, or they are out of order"
-        elif any(tag in answer for tag in _TAGS):
-            error = "a tag stands inside the answer"
-    return Response(think or None, answer or None, reasoning, error)
+def tags(name: str) -> tuple[str, str]:
+    """The opening and the closing tag of "think", "answer" or a modality."""
+    return f"<{name}>", f"</{name}>"
 
 
-def plain(response: Response) -> str:
-    """The reasoning as running text without tags: what a judge reads. Empty if there is no reasoning."""
-    text = response.think or ""
-    for tag in _TAGS:
-        text = text.replace(tag, " ")
-    return " ".join(text.split())
+def block(name: str, text: str = "") -> str:
+    """A text between its tags: `block("answer", "angry")` is `<answer>angry</answer>`."""
+    return text.join(tags(name))
+
+
+def until_answer(think: str) -> str:
+    """The beginning of a response up to where the answer is to be named."""
+    return block("think", think) + tags("answer")[0]
 
 
 def render(segments: Mapping[str, str], conclusion: str, answer: str, order: Sequence[str]) -> str:
@@ -132,10 +260,11 @@ def render(segments: Mapping[str, str], conclusion: str, answer: str, order: Seq
     """
     if sorted(order) != sorted(segments):
         raise InputError(f"the order {list(order)} does not name the segments {list(segments)} once each")
-    parts = [f"<{name}>{segments[name].strip()}</{name}>" for name in order]
-    target = f"<think>{''.join(parts)}{conclusion.strip()}</think><answer>{answer}</answer>"
-    read = parse(target)
-    expected = tuple((name, segments[name].strip()) for name in order)
-    if read.error or read.reasoning is None or read.reasoning.segments != expected or read.answer != answer.strip():
-        raise InputError(f"the target cannot be read back: {read.error or 'its parts differ from what was written'}")
+    think = "".join(block(name, segments[name].strip()) for name in order) + conclusion.strip()
+    target = block("think", think) + block("answer", answer)
+    response = parse(target)
+    written = tuple((name, segments[name].strip()) for name in order), answer.strip()
+    if response.error or response.reasoning is None or (response.reasoning.segments, response.answer) != written:
+        fault = response.error or "its parts differ from what was written"
+        raise InputError(f"the target cannot be read back: {fault}")
     return target

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from migr.errors import InputError
 
@@ -55,10 +54,6 @@ class LabelSet:
         word = text.strip().strip(".!\"'*").strip().casefold()
         return word if word in self.labels else self.synonyms.get(word)
 
-    def as_record(self) -> dict[str, Any]:
-        """As JSON, for `labels_from_record`."""
-        return {"name": self.name, "labels": list(self.labels), "synonyms": self.synonyms}
-
     def index(self, label: str) -> int:
         """The position of a canonical label."""
         return self.labels.index(label)
@@ -105,18 +100,3 @@ def label_set(name: str) -> LabelSet:
     if len(labels) < 2:
         raise InputError(f"{path}: a label set needs at least two labels, one a line")
     return LabelSet(path.stem, tuple(labels), synonyms)
-
-
-def labels_from_record(record: Any, source: str | Path) -> LabelSet:
-    """The label set that `LabelSet.as_record` wrote.
-
-    Raises:
-        InputError: It is damaged; names the source.
-    """
-    names = record.get("labels") if isinstance(record, dict) else None
-    words = record.get("synonyms", {}) if isinstance(record, dict) else None
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{source}: labels must be a list of two or more words, not {names!r}")
-    if not isinstance(words, dict) or not set(words.values()) <= set(names):
-        raise InputError(f"{source}: synonyms must be {{word: label}}")
-    return LabelSet(str(record.get("name", "own")), tuple(names), dict(words))

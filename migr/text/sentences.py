@@ -5,7 +5,7 @@ is ours. Time is linear in the text.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from migr.text import modality_words as known
 
@@ -52,6 +52,20 @@ def split(text: str) -> list[str]:
             sentences.append([piece])
             words = here
     return [" ".join(pieces) for pieces in sentences]
+
+
+def locate(text: str, sentences: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where the sentences that `split` made of a text stand in it: (first character, behind the last)."""
+    position = 0
+    for sentence in sentences:
+        while text[position].isspace():
+            position += 1
+        start = position
+        missing = sum(not character.isspace() for character in sentence)
+        while missing:
+            missing -= not text[position].isspace()
+            position += 1
+        yield start, position
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -18,12 +18,12 @@ import argparse
 import random
 from pathlib import Path
 
-from migr.cli import Parser
-from migr.errors import exit_on_input_error
+from migr.errors import Parser, exit_on_input_error
 from migr.files.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME
 from migr.omni.tiny import build_tiny
 from migr.planted.captions import captioned, format_task, texts
+from migr.text.format import block
 
 
 def arguments() -> argparse.Namespace:
@@ -55,15 +55,15 @@ def main() -> None:
     for i, (clip, row) in enumerate(zip(clips, captions, strict=True)):
         both, clear, label = ["video", "audio"], clip["planted"]["dominant"], clip["label"]
         common = {"clip_id": row["clip_id"], "order": [], "label": label}
-        shown = [clear] if i % 2 else both  # alone, and beside the other
-        answer = f"<answer>{label}</answer>"
+        modalities = [clear] if i % 2 else both  # alone, and beside the other
+        answer = block("answer", label)
         direct = {**common, "prompt": ANSWER_DIRECTLY, "target": answer, "modalities": both}
-        perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": shown})
+        perceive.append({**common, "prompt": NAME[clear], "target": answer, "modalities": modalities})
         perceive.append(direct)
         for modality, text in row["segments"].items():
             rng = random.Random(f"shown {args.seed} {i} {modality}")
-            seen = both if rng.random() < 0.5 else [modality]  # with the other modality beside it, and alone
-            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": seen})
+            context = both if rng.random() < 0.5 else [modality]  # with the other modality beside it, and alone
+            describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": context})
         describe.append(direct)
         if i % 2:
             task = format_task(captions, random.Random(f"format {args.seed} {i}"))

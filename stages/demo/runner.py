@@ -26,11 +26,11 @@ class Step:
 
 def step_digest(step: Step, places: Mapping[str, Path]) -> str:
     """A hash of a step's command and of the YAML that it names, wherever the folders in `places` lie."""
-    said = step.command[1:]
+    words = step.command[1:]
     for name, folder in places.items():
-        said = [part.replace(str(folder), name) for part in said]
+        words = [part.replace(str(folder), name) for part in words]
     configs = [Path(value) for flag, value in zip(step.command, step.command[1:], strict=False) if flag == "--config"]
-    return digest(said, *(config.read_bytes() for config in configs))
+    return digest(words, *(config.read_bytes() for config in configs))
 
 
 def check_settings(plan: Sequence[Step], now: Mapping[str, str], before: Mapping[str, str]) -> None:
@@ -63,7 +63,7 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
     running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
     threads = str(max(1, min(4, cores() // len(todo))))  # more do not help a tiny model
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    shown = ""
+    status_line = ""
     while waiting or running:
         while waiting and len(running) < cores():
             step = waiting.pop(0)
@@ -84,18 +84,18 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
                     other.terminate()
                 print("\n" + "\n".join(lines[-15:]), file=sys.stderr)
                 raise InputError(f"step {name} failed (status {code}); the whole log: {log}")
-            said = next((line for line in reversed(lines) if re.match(r"[a-z]+: ", line)), "")  # "sft: loss 0.41 …"
-            print(f"\r{'':{len(shown)}}\r      {name}, {seconds[name]:.0f} s   {said}", flush=True)
-            shown = ""
+            summary = next((line for line in reversed(lines) if re.match(r"[a-z]+: ", line)), "")  # "sft: loss 0.41 …"
+            print(f"\r{'':{len(status_line)}}\r      {name}, {seconds[name]:.0f} s   {summary}", flush=True)
+            status_line = ""
         status = "      " + "   ".join(f"{name} {_progress(log)}" for name, (_, _, log, _) in running.items())
-        if running and status != shown and sys.stdout.isatty():
-            print(f"\r{status:<{len(shown)}}", end="", flush=True)
-            shown = status
+        if running and status != status_line and sys.stdout.isatty():
+            print(f"\r{status:<{len(status_line)}}", end="", flush=True)
+            status_line = status
 
 
 def _progress(log: Path) -> str:
     """The last `12/150` of a progress bar in the log's tail."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 600))
-        found = re.findall(r"(\d+/\d+) \[", file.read().decode("utf-8", errors="replace"))
-    return found[-1] if found else "…"
+        matches = re.findall(r"(\d+/\d+) \[", file.read().decode("utf-8", errors="replace"))
+    return matches[-1] if matches else "…"

@@ -6,9 +6,11 @@ import pytest
 
 from eval.figures.metrics import MISSING, measure
 from eval.page import browser
-from eval.page.browser import CELLS, LONGEST_REASONING, Run, clean, collect, judged_confusion, parts_of, transitions
+from eval.page.browser import CELLS, LONGEST_REASONING, Run, collect, judged_confusion, parts_of, transitions
 from migr.errors import InputError
 from migr.files.records import write_jsonl
+from migr.page import clean
+from migr.text.format import parse
 from migr.text.labels import DFEW, label_set
 
 LABELS = label_set("dfew")
@@ -57,14 +59,14 @@ def test_two_runs_meet_on_their_common_clips(tmp_path):
 
 def test_reasoning_is_taken_apart_by_modality():
     tagged = "<think><audio>A sob.</audio><video>Tears.</video> So sad.</think><answer>sad</answer>"
-    assert parts_of(tagged) == ([("audio", "A sob."), ("video", "Tears."), (None, "So sad.")], "sad")
+    assert parts_of(parse(tagged)) == [("audio", "A sob."), ("video", "Tears."), (None, "So sad.")]
     free = (
         "<think>The face is tense. His eyes are wide! The voice trembles. So it is fear.</think><answer>fear</answer>"
     )
-    parts, _ = parts_of(free)
+    parts = parts_of(parse(free))
     assert parts[0] == ("video", "The face is tense. His eyes are wide!") and parts[1][0] == "audio"
     assert parts[-1] == (None, "So it is fear.")
-    assert parts_of(" nothing of the kind ") == ([(None, "nothing of the kind")], None)
+    assert parts_of(parse(" nothing of the kind ")) == [(None, "nothing of the kind")]
 
 
 def test_a_response_without_an_answer_is_shown_as_it_stands(tmp_path):

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from eval.consistency import main
-from eval.figures.tally import add_dominants, order_of, read_dominants, read_judgements, read_predictions, reasoning_of
+from eval.figures.tally import add_dominants, read_dominants, read_judgements, read_predictions
 from migr.errors import InputError
 from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.judge import CUE_WORDS, fit_classifier
-from migr.text.format import parse
 from migr.text.labels import DFEW, label_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -282,26 +281,6 @@ def test_what_is_derived_from_the_response_yields_to_what_the_row_says(tmp_path)
     assert metrics["starts_with_dominant"] == pytest.approx(2 / 3) and metrics["starts_with_dominant_n"] == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [
-        ("<think>One. <audio>Two.</audio></think><answer>sad</answer>", "One. Two."),
-        ("<think>One. <answer>sad</answer> Two.</think>", "One. Two."),
-        ("<think>One. <answer>sad</think><answer>fear</answer>", "One."),
-        ("<answer>sad</answer>", ""),
-    ],
-)
-def test_the_answer_is_cut_out_of_what_a_judge_reads(text, read):
-    assert reasoning_of(text) == read
-
-
-def test_untagged_reasoning_is_ordered_by_what_its_sentences_speak_of():
-    text = "<think>It is late. Her voice trembles. The eyes are wide! She sounds afraid.</think><answer>fear</answer>"
-    assert order_of(parse(text)) == ["audio", "video"]
-    assert order_of(parse("<think>Who knows.</think><answer>fear</answer>")) == []
-    assert order_of(parse("no reasoning at all")) == []
-
-
 def test_a_config_file_gives_the_same_keys_and_the_command_line_wins(tmp_path):
     planted(tmp_path, 30)
     config = tmp_path / "eval.yaml"
@@ -353,7 +332,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW], [JUDGED], ["--judge", "lexicon"], "--predictions stands beside --judgements or --judge"),
         ([ROW], None, ["--judge_check", "check.jsonl"], "--judge_check needs --judge"),
         ([ROW], None, ["--clips", "clips.jsonl"], "--predictions stands beside --clips or --model"),
-        ([ROW], None, ["--resample", "5"], "unknown flag '--resample', did you mean 'resamples'"),
+        ([ROW], None, ["--resample", "5"], "unrecognized arguments: --resample"),
         ([ROW], None, ["--resamples", "many"], "argument --resamples: invalid int value: 'many'"),
         ([ROW], None, ["--resamples", "0"], "--resamples must be at least 1"),
         ([ROW], None, ["--judge_prices", "cheap"], "invalid PROMPT,COMPLETION value: 'cheap'"),
@@ -404,7 +383,11 @@ def test_a_mistake_ends_the_command_with_status_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == "error: nowhere.jsonl: no such file" and not (tmp_path / "result").exists()
     done = run(tmp_path, "--prediction", "nowhere.jsonl")
-    assert done.returncode == 2 and done.stderr.startswith("error: unknown flag") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: unrecognized arguments")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_hostile_responses_are_counted_and_shown_harmlessly(tmp_path):

@@ -12,6 +12,7 @@ from migr.errors import InputError
 from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.planted.truth import segment_truth
 from migr.planted.wording import CUES
+from migr.text.format import parse
 from migr.text.labels import DFEW, label_set
 
 MEDIA_FLAGS = ["--max_frames", "4", "--max_pixels", "3136"]
@@ -46,23 +47,23 @@ def opened(flags):
     from eval.run import predict
     from migr.engine import open_engine
 
-    _, settings = arguments([*flags, "--out", "nowhere"])
-    with open_engine(settings.model, "transformers", max_new_tokens=1, batch_size=6) as engine:
-        clips = {clip.clip_id: clip for clip in read_clips(settings.clips, settings.labels)}
-        yield engine, predict.asker(settings), clips
+    args = arguments([*flags, "--out", "nowhere"])
+    labels = label_set("dfew")
+    with open_engine(args.model, "transformers", max_new_tokens=1, batch_size=6) as engine:
+        yield engine, predict.asker(args, labels), {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
 
 
 def test_segments_are_found_where_they_stand():
     text = "<think><audio> It is low. </audio><video>It is low.</video>So sad.</think><answer>sad</answer>"
-    spans = spans_of(text)
+    spans = spans_of(parse(text))
     assert [(m, text[a:b]) for m, a, b in spans] == [("audio", "It is low."), ("video", "It is low.")]
     assert spans[1][1] > text.index("<video>")
     free = "<think>It is late. Her voice trembles. The eyes are wide!</think><answer>fear</answer>"
-    assert [(m, free[a:b].strip()) for m, a, b in spans_of(free)] == [
+    assert [(m, free[a:b].strip()) for m, a, b in spans_of(parse(free))] == [
         ("audio", "Her voice trembles."),
         ("video", "The eyes are wide!"),
     ]
-    assert spans_of("no reasoning") == [] and spans_of("<think>Who knows.</think>") == []
+    assert spans_of(parse("no reasoning")) == [] and spans_of(parse("<think>Who knows.</think>")) == []
 
 
 def test_a_clip_against_itself_gains_exactly_nothing_and_against_others_something(opened, given):
@@ -74,7 +75,7 @@ def test_a_clip_against_itself_gains_exactly_nothing_and_against_others_somethin
     swapped = gains(engine, ask, pairs, lambda clip, modality: others[clip.clip_id])
     found = []
     for clip, response in pairs:
-        assert [s["modality"] for s in same[clip.clip_id]] == [span[0] for span in spans_of(response)]
+        assert [s["modality"] for s in same[clip.clip_id]] == [span[0] for span in spans_of(parse(response))]
         for one, other in zip(same[clip.clip_id], swapped[clip.clip_id], strict=True):
             assert one["other"] == 0.0
             assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4) and one["logprob"] < 0

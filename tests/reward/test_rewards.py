@@ -3,19 +3,25 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eval.run.predict import judge_all
 from migr.errors import InputError
-from migr.judge import LexiconJudge
+from migr.files.records import write_jsonl
+from migr.judge import Judgement, LexiconJudge
 from migr.planted import clips as planted
-from migr.text.format import render
+from migr.text.format import parse, render
 from migr.text.labels import DFEW, label_set
 from reward import REWARDS, make_rewards
+from reward.consistency import ConsistencyReward
+from reward.score import text_of
 
 LABELS = label_set("dfew")
 FUNCTIONS = make_rewards(list(REWARDS), LABELS, LexiconJudge(LABELS))
 IMPORTANCE = {"video": 0.2, "audio": 0.8}
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "angry", "glare ", "\x00", "𐏿"]
+STRINGS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from(PIECES)).map("".join)
 
 
 def score(text: str, label: str = "angry", importance: dict | None = None) -> dict[str, float | None]:
@@ -56,26 +62,20 @@ def test_being_consistently_wrong_does_not_pay():
     assert score(text, "angry")["consistency"] == 0.0 and score(text, "happy")["consistency"] == 1.0
 
 
-def test_a_right_answer_that_the_judge_cannot_judge_is_none():
+def test_a_right_answer_that_the_judge_cannot_judge_is_none_and_one_without_reasoning_zero():
     assert score("<think>It is what it is, and so on.</think><answer>angry</answer>")["consistency"] is None
+    assert score("<answer>angry</answer>")["consistency"] == 0.0
 
 
 def test_grounding_wants_the_dominant_modality_first_and_segments_about_their_own():
     audio, video = "<audio>A harsh voice.</audio>", "<video>The brows are low.</video>"
     swapped = "<audio>The brows are low.</audio><video>A harsh voice.</video>"
     texts = [f"<think>{body}</think><answer>angry</answer>" for body in (audio + video, video + audio, swapped, "none")]
-    assert [score(text)["grounding"] for text in texts] == [1.0, 0.5, 0.5, 0.0]
+    assert [score(text)["grounding"] for text in texts] == [1.0, 0.5, 0.0, 0.0]
     assert score(texts[0], importance={})["grounding"] is None
 
 
-@given(
-    st.text()
-    | st.lists(
-        st.sampled_from(
-            ["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "angry", "glare ", "\x00", "𐏿"]
-        )
-    ).map("".join)
-)
+@given(STRINGS)
 def test_any_string_scores_in_zero_to_one(text):
     for value in score(text).values():
         assert value is None or (math.isfinite(value) and 0.0 <= value <= 1.0)
@@ -84,9 +84,9 @@ def test_any_string_scores_in_zero_to_one(text):
 @pytest.mark.parametrize("unit", ["<think>", "a", "<video>glare</video>", "perhaps ", ".", "\n", "<answer>"])
 def test_a_megabyte_scores_in_linear_time(unit):
     text = "<think>" + unit * (1_000_000 // len(unit)) + "</think><answer>angry</answer>"
-    start = time.perf_counter()
+    start = time.process_time()
     score(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_rewards_can_be_pickled_and_an_unknown_one_is_named():
@@ -100,4 +100,76 @@ def test_sampled_inconsistency_is_logged():
     logged = {}
     text = "<think><audio>A singing tone.</audio></think><answer>angry</answer>"
     FUNCTIONS[2](completions=[text, text], label=["angry", "angry"], log_metric=logged.__setitem__)
-    assert logged == {"inconsistent_among_correct": 1.0}
+    assert logged.pop("judge_seconds") >= 0
+    assert logged == {"inconsistent_among_correct": 1.0, "judge_failed": 0.0}
+
+
+def answered(text):
+    return f"<think>{text}</think><answer>angry</answer>"
+
+
+class Reader:
+    """A judge that keeps what it reads."""
+
+    name = "reader"
+
+    def __init__(self):
+        self.texts = []
+
+    def judge(self, texts):
+        self.texts += texts
+        return [Judgement("angry", {"angry": 1.0}) for _ in texts]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(STRINGS | STRINGS.map(answered), min_size=1, max_size=4))
+def test_the_reward_s_judge_reads_what_the_evaluation_s_judge_reads(tmp_path, texts):
+    reward, evaluation = Reader(), Reader()
+    ConsistencyReward(LABELS, reward)(completions=texts, label=["angry"] * len(texts))
+    rows = [{"clip_id": str(i), "label": "angry", "response": text} for i, text in enumerate(texts)]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    (tmp_path / "judgements.jsonl").unlink(missing_ok=True)
+    judge_all(tmp_path / "predictions.jsonl", evaluation, tmp_path / "judgements.jsonl", len(rows))
+    assert evaluation.texts == [parse(text).plain for text in texts]
+    right = [text for text in map(parse, texts) if text.label(LABELS) == "angry" and not text.hides_answer]
+    assert reward.texts == list(dict.fromkeys(text.plain for text in right if text.plain))
+
+
+def brevity(completions, longest=20, **_):
+    return [float(len(text_of(completion)) <= longest) for completion in completions]
+
+
+class Named:
+    """A reward of one's own that asks for the label set."""
+
+    def __init__(self, labels, word):
+        self.labels, self.word = labels, word
+
+    def __call__(self, completions, **_):
+        return [float(self.word in text_of(completion)) for completion in completions]
+
+
+def test_a_reward_of_one_s_own_is_named_by_its_dotted_path_and_takes_parameters():
+    names = ["test_rewards.brevity", "test_rewards.Named"]
+    parameters = {"test_rewards.brevity": {"longest": 3}, "test_rewards.Named": {"word": "frown"}}
+    short, named = make_rewards(names, LABELS, LexiconJudge(LABELS), parameters)
+    assert short(completions=["abc", "abcd"]) == [1.0, 0.0] and named(completions=["a frown"]) == [1.0]
+    assert make_rewards(names[:1], LABELS, LexiconJudge(LABELS))[0](completions=["abcd"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("nowhere.reward", {}, "No module named 'nowhere'"),
+        ("test_rewards.nothing", {}, "nothing"),
+        ("test_rewards.LABELS", {}, "no function and no class"),
+        ("test_rewards.Named", {}, "'word'; its parameters"),
+        ("test_rewards.Named", {"speling": 1}, "no parameter 'speling'"),
+        ("accuracy", {"longest": 1}, "no parameter 'longest'"),
+    ],
+)
+def test_a_reward_that_cannot_be_made_is_one_line(name, parameters, message):
+    with pytest.raises(InputError, match=message):
+        make_rewards([name], LABELS, LexiconJudge(LABELS), {name: parameters})
+    with pytest.raises(InputError, match="'other' is none of the rewards"):
+        make_rewards(["format"], LABELS, LexiconJudge(LABELS), {"other": {}})

@@ -33,13 +33,13 @@ def coalitions(logits_of: Callable[[Tensor], Tensor], present: Tensor, target: T
         target: (n,)
     """
     count = present.shape[1]
-    found = {0: torch.zeros(len(present))}
+    values = {0: torch.zeros(len(present))}
     for mask in range(1, 1 << count):
-        shown = present & torch.tensor([bool(mask >> m & 1) for m in range(count)])
-        empty = ~shown.any(1)
-        value = evidence(logits_of(torch.where(empty[:, None], present, shown)), target)
-        found[mask] = torch.where(empty, 0.0, value)
-    return found
+        visible = present & torch.tensor([bool(mask >> m & 1) for m in range(count)])
+        empty = ~visible.any(1)
+        value = evidence(logits_of(torch.where(empty[:, None], present, visible)), target)
+        values[mask] = torch.where(empty, 0.0, value)
+    return values
 
 
 def shapley(values: dict[int, Tensor], present: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def shapley(values: dict[int, Tensor], present: Tensor) -> Tensor:
         total = torch.zeros(len(present))
         for size in range(count):
             weight = factorial(size) * factorial(count - size - 1) / factorial(count)
-            for chosen in combinations(rest, size):
-                mask = sum(1 << k for k in chosen)
+            for coalition in combinations(rest, size):
+                mask = sum(1 << k for k in coalition)
                 total = total + weight * (values[mask | 1 << m] - values[mask])
         columns.append(total)
     return torch.stack(columns, 1) * present

@@ -69,5 +69,5 @@ class ConcatFusion(nn.Module):
 
     def attribute(self, out: ConcatOutput, target: Tensor) -> Tensor:
         """Shapley value of each modality for the target, (n, M)."""
-        values = coalitions(lambda shown: self.fuse(out.tokens, out.unimodal, shown).logits, out.present, target)
+        values = coalitions(lambda visible: self.fuse(out.tokens, out.unimodal, visible).logits, out.present, target)
         return shapley(values, out.present)

@@ -119,14 +119,14 @@ class ExpertFusion(nn.Module):
         anchor = torch.zeros(n, dtype=torch.long)
         for index in reversed(self.order):  # the first in the order has the last word
             anchor = torch.where(present[:, index], index, anchor)
-        own = tokens[torch.arange(n), anchor]
+        query = tokens[torch.arange(n), anchor]
         others = present & (anchor[:, None] != torch.arange(count))
-        asked = others.any(1)
+        accompanied = others.any(1)
         # a clip without other modalities attends to nothing: all keys open, the answer thrown away
-        hidden = ~torch.where(asked[:, None], others, True).repeat_interleave(size, 1)
+        hidden = ~torch.where(accompanied[:, None], others, True).repeat_interleave(size, 1)
         keys = tokens.flatten(1, 2)
-        answer, _ = self.cross(own, keys, keys, key_padding_mask=hidden, need_weights=False)
-        crossed = own + answer * asked[:, None, None]
+        answer, _ = self.cross(query, keys, keys, key_padding_mask=hidden, need_weights=False)
+        crossed = query + answer * accompanied[:, None, None]
         within, _ = self.within(crossed, crossed, crossed, need_weights=False)
         f = (crossed + within).mean(1)
 
@@ -139,7 +139,7 @@ class ExpertFusion(nn.Module):
 
     def attribute(self, out: ExpertOutput, target: Tensor) -> Tensor:
         """Shapley value of each modality for the target (`attribution.shapley`), (n, M): add up to its evidence."""
-        values = coalitions(lambda shown: self.fuse(out.tokens, out.unimodal, shown).logits, out.present, target)
+        values = coalitions(lambda visible: self.fuse(out.tokens, out.unimodal, visible).logits, out.present, target)
         return shapley(values, out.present)
 
 

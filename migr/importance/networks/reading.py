@@ -68,9 +68,9 @@ class Reading(nn.Module):
             x = (features[name] - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"std_{name}")
             if shift is not None:
                 x = x + shift[name]
-            here = present[:, index, None]
-            u = self.project[name](torch.where(here, x, 0.0))
-            tokens.append(torch.where(here, u, 0.0))
+            mask = present[:, index, None]
+            u = self.project[name](torch.where(mask, x, 0.0))
+            tokens.append(torch.where(mask, u, 0.0))
             unimodal.append(self.unimodal[name](u))
         return torch.stack(tokens, 1), torch.stack(unimodal, 1)
 

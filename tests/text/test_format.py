@@ -1,11 +1,15 @@
+import ast
+import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import migr
 from migr.errors import InputError
-from migr.text.format import parse, plain, render
+from migr.text.format import parse, render
 
 SEGMENTS = {"video": "The brows are lowered.", "audio": "The voice is harsh."}
 words = st.text(alphabet=st.characters(blacklist_characters="<>", blacklist_categories=["Cs"]), min_size=1).filter(
@@ -19,7 +23,7 @@ def test_a_target_is_read_back_as_it_was_written():
     read = parse(target)
     assert read.error is None and read.answer == "angry"
     assert read.reasoning.order == ("audio", "video") and read.reasoning.conclusion == "The voice decides."
-    assert plain(read) == "The voice is harsh. The brows are lowered. The voice decides."
+    assert read.plain == "The voice is harsh. The brows are lowered. The voice decides."
 
 
 @given(words, words, words)
@@ -86,7 +90,7 @@ def test_text_without_tags_is_conclusion():
 def test_any_string_is_parsed_without_raising(text):
     read = parse(text)
     assert read.error is None or isinstance(read.error, str)
-    assert isinstance(plain(read), str)
+    assert isinstance(read.plain, str)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,50 @@ def test_any_string_is_parsed_without_raising(text):
 )
 def test_a_megabyte_of_tags_is_parsed_in_linear_time(text):
     whole = text + "</think><answer>sad</answer>"
-    start = time.perf_counter()
+    start = time.process_time()
     parse(whole)
-    assert time.perf_counter() - start < 5  # quadratic time would take minutes
+    assert time.process_time() - start < 5  # quadratic time would take minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("<think>One. <audio>Two.</audio></think><answer>sad</answer>", "One. Two."),
+        ("<think>One. <answer>sad</answer> Two.</think>", "One. Two."),
+        ("<think>One. <answer>sad</think><answer>fear</answer>", "One."),
+        ("<think>One. <answer>sad</answer> Two. <answer>sad</answer></think>", "One. Two."),
+        ("<answer>sad</answer>", ""),
+    ],
+)
+def test_the_answer_is_cut_out_of_what_a_judge_reads(text, read):
+    assert parse(text).plain == read
+
+
+def test_untagged_reasoning_is_ordered_by_what_its_sentences_speak_of():
+    text = "<think>It is late. Her voice trembles. The eyes are wide! She sounds afraid.</think><answer>fear</answer>"
+    assert parse(text).order == ("audio", "video")
+    assert parse("<think>Who knows.</think><answer>fear</answer>").order == ()
+    assert parse("no reasoning at all").order == ()
+
+
+def test_parts_stand_where_they_say_in_the_order_of_the_text():
+    text = "<think>He waits. <audio> A sob. </audio><video>Tears.</video>\nSo sad.</think><answer>sad</answer>"
+    parts = parse(text).parts
+    assert [(part.modalities, part.text, part.tagged) for part in parts] == [
+        ((), "He waits.", False),
+        (("audio",), "A sob.", True),
+        (("video",), "Tears.", True),
+        ((), "So sad.", False),
+    ]
+    assert [text[part.start : part.end] for part in parts] == [part.text for part in parts]
+
+
+def test_no_other_module_spells_a_tag():
+    root = Path(migr.__file__).parents[1]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for path in (path for room in ("migr", "reward", "eval", "stages") for path in (root / room).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        texts = {node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        texts -= {node.body[0].value for node in nodes if isinstance(node, documented) and ast.get_docstring(node)}
+        spelled = [node.value for node in texts if re.search("</?(think|answer)>", node.value)]
+        assert not spelled or path.name in ("format.py", "predictions.py"), f"{path}: {spelled}"
