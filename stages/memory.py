@@ -1,10 +1,12 @@
-"""How much GPU memory a configuration needs, before anything is downloaded or started; see migr/memory/estimate.py.
+"""How much GPU memory a configuration needs, hours and disk too, before anything is downloaded or started.
 
     python stages/memory.py                                              (all shipped configurations)
-    python stages/memory.py --config configs/7b_80gb/grpo.yaml --gib 80
+    python stages/memory.py --config configs/7b_80gb/grpo.yaml --gib 80 --rows 9356
     python stages/memory.py --config my.yaml --model DIR --zero 3 --gpus 16
+    python stages/memory.py --config configs/7b_80gb/sft.yaml --gib 48 --fit     (the fastest batch for that GPU)
 
-Knows the published models by name. The training stages print the same line when they start.
+Knows the published models by name. The training stages print the same line when they start. Memory:
+migr/memory/estimate.py. Hours and --fit: migr/memory/fit.py; the hours are those of an H200.
 """
 
 import argparse
@@ -17,8 +19,10 @@ from rich.table import Table
 
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.memory.estimate import GIB, Estimate, estimate, of_run
+from migr.memory.fit import disk, fit, hours
 from migr.training.arguments import parse
 
+DFEW = 9356  # clips of the four folds that train
 ROOT = Path(__file__).resolve().parents[1]
 # folder of configs/ -> GiB of a GPU, GPUs, ZeRO stage: what the recipe is for
 MACHINES = {"3b_24gb": (24, 1, 0), "7b_80gb": (80, 1, 0), "7b_8x80gb": (80, 8, 2), "30b_2nodes": (80, 16, 3)}
@@ -40,15 +44,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gib", type=float, help="GiB of one GPU (default: what the recipe is for, else 80)")
     parser.add_argument("--gpus", type=int, help="number of GPUs (default: what the recipe is for, else 1)")
     parser.add_argument("--zero", type=int, choices=[0, 1, 2, 3], help="DeepSpeed's ZeRO stage (default likewise)")
+    parser.add_argument("--rows", type=int, default=DFEW, help=f"rows of your data (default {DFEW}: folds of DFEW)")
+    parser.add_argument("--fit", action="store_true", help="print the YAML lines that run fastest on that GPU")
     return parser.parse_args()
 
 
-def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> Estimate:
-    """The estimate of one YAML file."""
+def read(config: Path, model: str | None, gib: float) -> tuple[Any, Any]:
+    """The arguments of one YAML file, and TRL's configuration; None of an evaluation."""
     import yaml
 
     from eval.run import options
-    from eval.run.predict import MEDIA
     from stages.grpo import GRPOArguments
     from stages.sft import SFTArguments
 
@@ -58,12 +63,9 @@ def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> E
         raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
     if "max_new_tokens" in keys:
         flags = ["--config", str(config), "--model", model or PUBLISHED_FOR.get(config.resolve().parent.name, "")]
-        args = options.arguments([*flags, "--clips", "clips.jsonl", "--judge", "lexicon", "--out", "out"], __doc__)
-        from migr.clips.media import MediaSettings
-
-        media = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
-        share = 0.9 * gib * GIB if args.engine == "vllm" else 0.0
-        return estimate(str(args.model), "eval", media, answer=args.max_new_tokens, gpus=gpus, vllm=share)
+        return options.arguments(
+            [*flags, "--clips", "clips.jsonl", "--judge", "lexicon", "--out", "out"], __doc__
+        ), None
 
     from trl import GRPOConfig, SFTConfig
 
@@ -78,7 +80,28 @@ def read(config: Path, model: str | None, gib: float, gpus: int, zero: int) -> E
         "out",
     ]  # a machine without a GPU can count too
     args, training = parse(types, [*flags, *(["--model", model] if model else [])])
-    return of_run(args, training, gpus=gpus, gpu=gib * GIB, zero=zero)
+    return args, training
+
+
+def estimated(args: Any, training: Any, gib: float, gpus: int, zero: int) -> Estimate:
+    """The estimate of a training, or of an evaluation."""
+    if training is not None:
+        return of_run(args, training, gpus=gpus, gpu=gib * GIB, zero=zero)
+    from eval.run.predict import MEDIA
+    from migr.clips.media import MediaSettings
+
+    media = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+    share = 0.9 * gib * GIB if args.engine == "vllm" else 0.0
+    return estimate(str(args.model), "eval", media, answer=args.max_new_tokens, gpus=gpus, vllm=share)
+
+
+def costs(args: Any, training: Any, found: Estimate, gpus: int, rows: int) -> tuple[str, str]:
+    """Hours on GPUs like the H200 and GB on disk, as cells of the table."""
+    if training is None:
+        return "", ""
+    rows = min(rows, args.limit or rows)
+    time, (cache, saved) = hours(args, training, found, rows, gpus), disk(args, training, rows)
+    return "not measured" if time is None else f"{time:.1f}", f"{cache / 1e9:.1f} + {saved / 1e9:.1f}"
 
 
 def main() -> None:
@@ -89,23 +112,35 @@ def main() -> None:
         [args.config] if args.config else sorted(p for name in MACHINES for p in (ROOT / "configs" / name).glob("*"))
     )
     table = Table(title="GPU memory, GiB (estimated)", title_justify="left")
-    for column in ("configuration", "model", "trained", "tokens", "largest parts", "peak", "GPU"):
-        table.add_column(column, justify="right" if column in ("tokens", "peak", "GPU") else "left")
+    numbers = ("tokens", "peak", "GPU", "hours", "GB on disk")
+    for column in ("configuration", "model", "trained", "tokens", "largest parts", *numbers[1:]):
+        table.add_column(column, justify="right" if column in numbers else "left")
     worst = None
     for config in configs:
         machine = MACHINES.get(config.resolve().parent.name, (80, 1, 0))
         given = (args.gib, args.gpus, args.zero)
         gib, gpus, zero = (own if own is not None else usual for own, usual in zip(given, machine, strict=True))
-        found = read(config, args.model, gib, int(gpus), int(zero))
+        own, training = read(config, args.model, gib)
+        if args.fit:
+            if training is None:
+                continue
+            best = fit(own, training, gib * GIB, int(gpus), int(zero))
+            print(f"# {config}, {gpus} x {gib:g} GiB: {best.estimate.peak / GIB:.1f} GiB, {best.seconds:.1f} s a step")
+            print(best.lines())
+            continue
+        found = estimated(own, training, gib, int(gpus), int(zero))
         moment = max(found.moments, key=found.total)
         parts = sorted(((found.parts[name], name) for name in found.moments[moment]), reverse=True)[:4]
         shown = ", ".join(f"{name} {size / GIB:.1f}" for size, name in parts if size > 0.05 * GIB)
         counts = found.counts
         share = f"{counts['trained'] / 1e6:.1f} M, {counts['trained'] / counts['parameters']:.2%}"
         row = (f"{config.parent.name}/{config.name}", f"{found.model} ({counts['parameters'] / 1e9:.2f} B)", share)
-        table.add_row(*row, f"{counts['tokens']:,}", shown, f"{found.peak / GIB:.1f}", f"{gpus} x {gib:g}")
+        cells = (f"{counts['tokens']:,}", shown, f"{found.peak / GIB:.1f}", f"{gpus} x {gib:g}")
+        table.add_row(*row, *cells, *costs(own, training, found, int(gpus), args.rows))
         if worst is None or found.peak / gib > worst[0]:
             worst = (found.peak / gib, config, found, gib)
+    if args.fit:
+        return
     Console(width=None if os.isatty(1) else 160).print(table)
     assert worst is not None
     _, config, found, gib = worst

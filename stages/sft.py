@@ -55,7 +55,7 @@ def main() -> None:
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
-    from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator
+    from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator, row_lengths
     from migr.training.zero3 import check_zero3
 
     check_zero3(config, args.lora_r)
@@ -75,9 +75,11 @@ def main() -> None:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
-    keys = ("clip_id", "prompt", "target", "modalities")
-    dataset = Dataset.from_list([{key: row.get(key) for key in keys} for row in rows])
     processor = load_processor(args.model)
+    keys = ("clip_id", "prompt", "target", "modalities")
+    lengths = row_lengths(rows, clips, processor.tokenizer)  # for train_sampling_strategy: group_by_length
+    columns = [{key: row.get(key) for key in keys} | {"length": n} for row, n in zip(rows, lengths, strict=True)]
+    dataset = Dataset.from_list(columns)
     inputs = OmniInputs(processor, args.media_settings, args.cache_dir)
     read_all(inputs, [clips[clip_id] for clip_id in dict.fromkeys(row["clip_id"] for row in rows)])
 

@@ -10,11 +10,11 @@ import torch
 import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
 
 # isort: split
-from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor
 
 from migr.engine.task import Generation, Request, Score, Task
 from migr.omni.inputs import Features
+from migr.omni.thinker import thinker_of
 
 
 class _PerRow(LogitsProcessor):
@@ -113,8 +113,8 @@ class TransformersEngine:
     def _score(self, rows: list[tuple[list[int], Features]], counts: list[int]) -> list[list[float]]:
         """log p of the last `counts` tokens of each row; the head runs on those alone, not on thousands of others."""
         batch = self._collate(rows)
-        thinker: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hidden = thinker.base_model(**batch, use_cache=False).last_hidden_state  # see `prepare_for_trl`
+        thinker = thinker_of(self.model)
+        hidden = thinker.backbone(**batch, use_cache=False).last_hidden_state
         values = []
         for states, ids, count in zip(hidden, batch["input_ids"], counts, strict=True):
             logits = thinker.lm_head(states[len(ids) - count - 1 : -1]).float()

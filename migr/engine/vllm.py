@@ -4,12 +4,8 @@ Checked against vLLM 0.31: `LLMEngine.add_request` takes what its renderer would
 """
 
 import itertools
-import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,6 +17,7 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 from transformers import BatchFeature
 
 from migr.engine.task import Generation, Request, Score, Task
+from migr.omni.companions import vllm_environment
 from migr.omni.family import QWEN3
 from migr.omni.inputs import Features
 from migr.omni.load import quiet
@@ -34,12 +31,12 @@ class VllmEngine:
     On a CPU it lives in this process, with state of which there is one: close it before another is opened.
     """
 
-    def __init__(self, model: str, dtype: str, task: Task, tensor_parallel: int = 1, **more: Any):
+    def __init__(
+        self, model: str, dtype: str, task: Task, tensor_parallel: int = 1, one_process: bool = False, **more: Any
+    ):
+        vllm_environment(one_process)
         options: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel, **more}
         if not torch.cuda.is_available():
-            # one process, as quick to start as it can be; CPUs run vLLM in tests and in the demo
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
             options |= {"enforce_eager": True, "skip_mm_profiling": True}
             # a prompt in pieces and a seed of its own crash vLLM 0.31 ("CPU Generator does not use offset")
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": task.max_length}
@@ -51,7 +48,7 @@ class VllmEngine:
         self.task = task
         self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
-        with quiet(), warnings.catch_warnings(action="ignore"), _stderr_without(b"NUMA binding"):
+        with quiet(), warnings.catch_warnings(action="ignore"):
             self.llm = LLM(
                 model=model,
                 max_model_len=task.max_length,
@@ -191,23 +188,3 @@ class VllmEngine:
         del self.llm
         cleanup_dist_env_and_memory()
         torch.set_num_threads = self._set_threads
-
-
-@contextmanager
-def _stderr_without(phrase: bytes) -> Iterator[None]:
-    """Hold standard error back, and write it at the end without the lines that have `phrase`.
-
-    For a message that C++ code prints past Python's logging.
-    """
-    with tempfile.TemporaryFile() as held:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            os.write(2, b"".join(line for line in held if phrase not in line))

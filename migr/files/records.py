@@ -66,22 +66,29 @@ def read_jsonl(path: str | Path, required: Iterable[str] = (), unique: str | Non
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file that appears under its name only when it is complete; a failed write leaves the old one."""
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its name at the end; a failed write leaves the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(name)
         os.chmod(name, 0o644)
         os.replace(name, path)
-        sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file that appears under its name only when it is complete; a failed write leaves the old one."""
+    with atomic_path(path) as name, name.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(Path(path).parent)
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -76,7 +76,7 @@ def label_log_probs(
         mask[row, : len(before) + len(target)] = 1
     device = thinker.lm_head.weight.device
     batch = {name: tensor.to(device) for name, tensor in inputs.collate(features).items()}
-    states = thinker.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), **batch).last_hidden_state
+    states = thinker.backbone(input_ids=ids.to(device), attention_mask=mask.to(device), **batch).last_hidden_state
     # the states that predict the target's tokens, and the head on these alone
     ends = [states[row, len(p) - 1 : len(p) - 1 + len(target)] for row, p in enumerate(prompts)]
     logits = thinker.lm_head(torch.stack(ends)).float()

@@ -13,10 +13,11 @@ other programs on the GPU.
   `lora_r: 0`: the same of all parameters.
 * activations of the language model: with checkpointing 2 h B T a layer, and one layer's inside while it is computed
   again; without it, every layer's inside. See `_inside`.
-* towers: frozen, so nothing is kept; the largest is what one layer computes with, see `_towers`.
+* towers: frozen, so nothing is kept, and in training each clip goes through alone; the largest is what one layer
+  computes with, see `_towers`.
 * head: the fused one works in tiles of 32,768 words x at most 4,096 tokens, on the target alone.
-* generation (GRPO without vLLM): key-value cache of prompt and completion for all rows, and the logits of the whole
-  prompt (the thinker has no way to ask for the last alone); then nothing of training is there but weights and states.
+* generation (GRPO without vLLM): key-value cache of prompt and completion for all rows, the logits of their last tokens
+  in float32, and the merged copies of the adapted weights; then nothing of training is there but weights and states.
 * vLLM in the same process: its share of the GPU.
 """
 
@@ -51,7 +52,8 @@ class Estimate:
         model: What was counted.
         parts: All parts by name, in bytes.
         moments: Moment (such as "training step") -> names of the parts that are there at the same time.
-        counts: `parameters` of the thinker, `trained`, `tokens` of a row, `rows` of a batch.
+        counts: `parameters` of the thinker, `trained`, `multiplied` (the weights that a token of the language model is
+            multiplied with), `tokens` of a row, `rows` of a batch.
     """
 
     model: str
@@ -140,7 +142,8 @@ def estimate(
         parts["backward"] = rows * tokens * _backward(text, width)
         head = min(rows * answer, TILE[0]) * min(TILE[1], text.vocab_size) * width
         parts["head"] = head + rows * answer * text.hidden_size * 4
-    parts["towers"] = max(rows if stage != "eval" else 1, generated) * _towers(config, media, seconds, width)
+    together = generated if stage == "eval" else 1 if lora_r else rows
+    parts["towers"] = max(together, 1) * _towers(config, media, seconds, width)
     if zero == 3:
         largest = max(sum(p.numel() for p in layer.parameters()) for layer in thinker.model.layers)
         parts["gathered layers"] = width * max(2 * largest, thinker.lm_head.weight.numel())
@@ -148,7 +151,7 @@ def estimate(
     if generated:
         cache = 2 * text.num_hidden_layers * text.num_key_value_heads * _head(text) * width
         parts["key-value cache"] = generated * tokens * cache
-        parts["prompt logits"] = generated * (tokens - answer) * text.vocab_size * width
+        parts["last logits"] = generated * text.vocab_size * 4
     if vllm:
         parts["vllm"] = vllm
 
@@ -159,12 +162,13 @@ def estimate(
         moments["training step"] = (*always, *(name for name in step if name in parts))
         moments["towers"] = (*always, "towers")
     if generated:
-        wanted = ("gathered for generation", "key-value cache", "prompt logits")
+        wanted = ("gathered for generation", "key-value cache", "last logits")
         moments["generation"] = (*always, *(name for name in wanted if name in parts))
         moments["towers"] = (*always, *(("gathered for generation",) if zero == 3 else ()), "towers")
     if not moments:
         moments["generation"] = ("vllm",) if vllm else (*always, "towers")
-    counts = {"parameters": total, "trained": trained, "tokens": tokens, "rows": rows}
+    counts = {"parameters": total, "trained": trained, "multiplied": _multiplied(thinker)}
+    counts |= {"tokens": tokens, "rows": rows}
     return Estimate(str(model) if named else config.model_type, parts, moments, counts)
 
 
@@ -186,9 +190,23 @@ def count(thinker: nn.Module, lora_r: int) -> tuple[int, int]:
 
 def prompt_tokens(config: Any, media: MediaSettings, seconds: float | None = None) -> int:
     """Tokens of the longest prompt that the settings allow: frames, sound, question."""
-    family, seconds = _family(config), _seconds(media, seconds)
+    return sum(family_tokens(config, media, seconds)) + QUESTION
+
+
+def family_tokens(config: Any, media: MediaSettings, seconds: float | None = None) -> tuple[int, int]:
+    """Tokens of frames and of sound of the largest clip that the settings allow."""
+    family = _family(config)
     video = media.max_frames // 2 * (max(media.max_pixels, family.factor**2) // family.factor**2)
-    return video + family.audio_tokens(round(100 * seconds)) + QUESTION
+    return video, family.audio_tokens(round(100 * seconds_of(media, seconds)))
+
+
+def _multiplied(thinker: Any) -> int:
+    """Weights of the language model's projections that a token meets: of experts, those it goes through."""
+    text, total = thinker.config.text_config, sum(p.numel() for p in thinker.model.layers.parameters())
+    if experts := getattr(text, "num_experts_per_tok", 0):
+        one = 3 * text.hidden_size * text.moe_intermediate_size * text.num_hidden_layers
+        total -= (text.num_experts - experts) * one
+    return total
 
 
 def _family(config: Any) -> Family:
@@ -197,7 +215,8 @@ def _family(config: Any) -> Family:
     return family
 
 
-def _seconds(media: MediaSettings, seconds: float | None) -> float:
+def seconds_of(media: MediaSettings, seconds: float | None = None) -> float:
+    """Length of the longest clip: as given, else what `max_frames` at `fps` cover."""
     return min(media.max_frames / media.fps, media.max_seconds) if seconds is None else seconds
 
 
@@ -241,7 +260,7 @@ def _towers(config: Any, media: MediaSettings, seconds: float | None, width: int
     patch = vision.patch_size**2 * 3 * vision.temporal_patch_size
     patches = media.max_frames // 2 * (max(media.max_pixels, family.factor**2) // vision.patch_size**2)
     video = patches * (4 * patch + width * (patch + 8 * vision.hidden_size + 3 * vision.intermediate_size))
-    frames = 100 * _seconds(media, seconds)
+    frames = 100 * seconds_of(media, seconds)
     sound = frames * (4 * audio.num_mel_bins + width * (8 * audio.d_model + 2 * audio.encoder_ffn_dim) / 2)
     return max(video, sound)
 

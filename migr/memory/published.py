@@ -104,9 +104,12 @@ def without_weights(config: Any) -> nn.Module:
     family = family_of(config)
     assert family is not None, type(config)
     # under ZeRO-3, transformers would spread the modules over the processes: all would have to be here
-    spread, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    settings = deepspeed._hf_deepspeed_config_weak_ref
+    spread = settings and settings()
+    deepspeed.unset_hf_deepspeed_config()
     try:
         with torch.device("meta"):
             return family.thinker(config)
     finally:
-        deepspeed._hf_deepspeed_config_weak_ref = spread
+        if spread is not None:
+            deepspeed.set_hf_deepspeed_config(spread)

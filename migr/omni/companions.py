@@ -7,7 +7,8 @@ makes `importlib.util.find_spec` report them as absent.
 
 It must run before transformers is imported, in every process. vLLM looks at a model's class in a subprocess that
 imports transformers before any plug-in can act; a class that is registered itself, not by name, needs no such look.
-vLLM calls `install` for that: it is an entry point of the group `vllm.general_plugins`.
+vLLM calls `install` for that, in each of its processes: it is an entry point of the group `vllm.general_plugins`. Where
+everything loads as it is, that changes nothing, in a user's own `vllm serve` neither.
 """
 
 import importlib
@@ -27,7 +28,8 @@ def install() -> None:
     global _installed, _mended
     if not _installed:
         _installed = True
-        _quiet()
+        if "vllm" not in sys.modules:  # else it was imported by someone who has set up its messages
+            _quiet()
         _mended = _mend()
     if _mended and "vllm.model_executor.models.registry" in sys.modules:
         _register()
@@ -67,8 +69,25 @@ def _loads(name: str) -> bool:
 
 def _quiet() -> None:
     """Hide messages that a user can do nothing about. Whoever wants them sets the variable."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent anywhere
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork
+    vllm_environment()
     # vLLM reads its variable late; until then "Triton is installed, but ..." would come through
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
+
+
+def vllm_environment(one_process: bool | None = None) -> None:
+    """All that we say to vLLM by its environment, which counts from its import on; a user's own values stay.
+
+    Args:
+        one_process: The engine must live in this process, whatever the user says (its weights are handed over here);
+            False leaves that to vLLM; None: not known yet, nothing is said about engines.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent anywhere
+    if one_process:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if one_process is not None and not torch.cuda.is_available():
+        # one process, as quick to start as it can be; CPUs run vLLM in tests and in the demo
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it writes about NUMA past Python's logging

@@ -11,11 +11,11 @@ from typing import Any
 from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
-    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen3OmniMoeProcessor,
     Qwen3OmniMoeThinkerConfig,
-    Qwen3OmniMoeThinkerForConditionalGeneration,
 )
+
+from migr.omni.thinker import Qwen2_5OmniThinker, Qwen3OmniMoeThinker
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Family:
         name: `model_type` in the config.json of the whole repository; with `_thinker` behind it, of a thinker alone.
         title: Its name in messages.
         architecture: Class name of the whole model, by which vLLM finds its own.
-        thinker, config, processor: The classes of transformers.
+        thinker: Our extension of transformers' class (`migr.omni.thinker`).
+        config, processor: The classes of transformers.
         factor: Sides of frames are multiples of this many pixels (patch size x spatial merge).
         positions_per_second: Rotary time positions a second of clip time (the processor's default).
         audio_tokens: Mel frames (100 a second) -> tokens of sound; the processor's formula.
@@ -60,7 +61,7 @@ QWEN2_5 = Family(
     name="qwen2_5_omni",
     title="Qwen2.5-Omni",
     architecture="Qwen2_5OmniForConditionalGeneration",
-    thinker=Qwen2_5OmniThinkerForConditionalGeneration,
+    thinker=Qwen2_5OmniThinker,
     config=Qwen2_5OmniThinkerConfig,
     processor=Qwen2_5OmniProcessor,
     factor=28,
@@ -72,7 +73,7 @@ QWEN3 = Family(
     name="qwen3_omni_moe",
     title="Qwen3-Omni",
     architecture="Qwen3OmniMoeForConditionalGeneration",
-    thinker=Qwen3OmniMoeThinkerForConditionalGeneration,
+    thinker=Qwen3OmniMoeThinker,
     config=Qwen3OmniMoeThinkerConfig,
     processor=Qwen3OmniMoeProcessor,
     factor=32,

@@ -5,8 +5,6 @@ float outputs are four times as large and take a millisecond: the last ones used
 """
 
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +21,7 @@ from torch import Tensor
 from migr.clips.manifest import Clip
 from migr.clips.media import SAMPLE_RATE, Media, MediaSettings, read_media
 from migr.errors import InputError
-from migr.files.records import digest
+from migr.files.records import atomic_path, digest
 from migr.omni.family import QWEN2_5, family_of
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
@@ -156,19 +154,19 @@ class OmniInputs:
     def expand(self, prompt: str, features: Features) -> str:
         """Repeat each placeholder as often as the clip has tokens for it, by the processor's own rule.
 
-        With `audio_in_video` and both media, sound and video come interleaved; `positions_by_row` sees it by the marks.
+        With `audio_in_video` and both media, sound and video come interleaved; the thinker sees it by the marks.
 
         Raises:
             InputError: The prompt's placeholders are not those of the features.
         """
         processor = self.processor
-        for token, key in ((processor.video_token, "video_grid_thw"), (processor.audio_token, "input_features")):
-            found, needed = prompt.count(token), int(key in features)
-            if found != needed:
-                raise InputError(f"the prompt has {found} {token} where the clip has {needed}: {prompt[:200]!r}")
+        video, audio = "video_grid_thw" in features, "feature_attention_mask" in features
+        for token, needed in ((processor.video_token, video), (processor.audio_token, audio)):
+            if (count := prompt.count(token)) != needed:
+                raise InputError(f"the prompt has {count} {token} where the clip has {needed:d}: {prompt[:200]!r}")
         apart = f"{processor.vision_bos_token}{processor.video_token}{processor.vision_eos_token}"
         sound = f"{processor.audio_bos_token}{processor.audio_token}{processor.audio_eos_token}"
-        together = self.settings.audio_in_video and "video_grid_thw" in features and "input_features" in features
+        together = self.settings.audio_in_video and video and audio
         if together:  # the processor writes the marks of the sound inside those of the video itself
             if apart + sound not in prompt:
                 raise InputError(f"the prompt must have the sound right behind the video: {prompt[:200]!r}")
@@ -195,15 +193,18 @@ class OmniInputs:
         """Media arguments of the thinker's forward for a batch, in row order; rows without video or audio are allowed.
 
         Video patches and grids are concatenated; sound is padded to the longest of the batch: `input_features`
-        (rows with sound, mel, frames). A modality that no row has is absent.
+        (rows with sound, mel, frames). A modality that no row has is absent. Tokens (`FrozenTowers.features`) in place
+        of pixels and sound are concatenated: `video_tokens` (levels, T, hidden), `audio_tokens` (T, hidden).
         """
         batch: Features = {}
-        with_video = [row for row in features if "pixel_values_videos" in row]
-        if with_video:
-            batch |= {key: torch.cat([row[key] for row in with_video]) for key in VIDEO_KEYS}
-        with_audio = [row for row in features if "input_features" in row]
-        if with_audio:
-            batch |= {key: padded([row[key] for row in with_audio]) for key in AUDIO_KEYS}
+        for key in (*VIDEO_KEYS, "audio_tokens"):
+            if values := [row[key] for row in features if key in row]:
+                batch[key] = torch.cat(values)
+        if values := [row["video_tokens"] for row in features if "video_tokens" in row]:
+            batch["video_tokens"] = torch.cat(values, dim=1)
+        for key in AUDIO_KEYS:
+            if values := [row[key] for row in features if key in row]:
+                batch[key] = padded(values)
         return batch
 
     def _keep(self, key: str, features: Features) -> Features:
@@ -253,16 +254,8 @@ def _write(file: Path, media: Media) -> None:
         arrays["frames"] = media.frames
     if media.waveform is not None:
         arrays["waveform"] = media.waveform
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(arrays, name)
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_path(file) as partial:
+        save_file(arrays, partial)
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Media:

@@ -4,12 +4,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -60,7 +58,7 @@ def load_thinker(
     trainable: bool = False,
     attn_implementation: str | None = None,
 ) -> Any:
-    """Load the thinker, ready for TRL's trainers.
+    """Load the thinker.
 
     Args:
         path: A model folder (the whole repository, or a thinker alone), or a name on the Hugging Face Hub.
@@ -71,7 +69,7 @@ def load_thinker(
             the weights are not float32, else transformers' own choice.
 
     Returns:
-        The family's `...ThinkerForConditionalGeneration` in evaluation mode, inside a `PeftModel` if there is an
+        The family's thinker (`migr.omni.thinker`) in evaluation mode, inside a `PeftModel` if there is an
         adapter.
 
     Raises:
@@ -100,8 +98,6 @@ def load_thinker(
     # transformers fills missing weights with random ones and goes on
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
-    prepare_for_trl(model)
-    positions_by_row(model)
     model.requires_grad_(trainable and adapter is None)
     if adapter is None:
         return model
@@ -112,83 +108,6 @@ def load_thinker(
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"{adapter}: the adapter does not fit {path} ({_first_line(error)})") from error
     return model.eval()
-
-
-def prepare_for_trl(model: Any) -> None:
-    """Give the thinker the `base_model` that TRL's fused head calls: hidden states for all inputs, without logits.
-
-    TRL (1.16, `add_fused_lm_head`) runs `model.base_model(...)` and projects its `last_hidden_state` in tiles. The
-    thinker has no module under its `base_model_prefix` ("thinker"), so `base_model` is the thinker itself, with its
-    head. Here a function takes that place (no module: parameters and saved files keep their names). It runs the class's
-    own forward, media included, with the head switched to identity for the call, so the "logits" are hidden states.
-    """
-
-    def backbone(*args: Any, **kwargs: Any) -> SimpleNamespace:
-        head = model.lm_head
-        model.lm_head = torch.nn.Identity()
-        try:  # not `model(...)`: the trainer has replaced the instance's forward
-            outputs = type(model).forward(model, *args, **kwargs)
-        finally:
-            model.lm_head = head
-        return SimpleNamespace(last_hidden_state=outputs.logits, router_logits=getattr(outputs, "router_logits", None))
-
-    setattr(model, model.base_model_prefix, backbone)
-
-
-def positions_by_row(model: Any) -> None:
-    """Let the thinker read from the token ids whether a row's sound is interleaved with its video.
-
-    `use_audio_in_video` of transformers' forward is one value for the whole batch: with True, a row that has video but
-    no sound gets no positions in time and space, and the rows after it get its media's. Here the marks tell: a vision
-    mark directly before an audio mark opens interleaved media. So the prompt alone decides, in training and in
-    generation, and the argument need not be passed.
-    """
-    original = type(model).get_rope_index
-
-    def get_rope_index(
-        input_ids: Tensor,
-        image_grid_thw: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        use_audio_in_video: bool = False,
-        audio_seqlens: Tensor | None = None,
-        second_per_grids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        config = model.config
-        opens = input_ids == config.vision_start_token_id
-        sounds = input_ids == config.audio_start_token_id
-        nested = (opens[:, :-1] & sounds[:, 1:]).any(1).tolist()
-        if not any(nested):
-            grids = (image_grid_thw, video_grid_thw, attention_mask)
-            return original(model, input_ids, *grids, False, audio_seqlens, second_per_grids)
-        pictures = (opens[:, :-1] & (input_ids[:, 1:] == config.image_token_id)).sum(1).tolist()
-        counts = zip(pictures, opens.sum(1).tolist(), sounds.sum(1).tolist(), strict=True)
-        done, rows = [0, 0, 0], []
-        for row, (images, marks, audios) in enumerate(counts):
-            ends = [start + n for start, n in zip(done, (images, marks - images, audios), strict=True)]
-            picture, video, sound = (slice(*bounds) for bounds in zip(done, ends, strict=True))
-            rows.append(
-                original(
-                    model,
-                    input_ids[row : row + 1],
-                    _part(image_grid_thw, picture),
-                    _part(video_grid_thw, video),
-                    _part(attention_mask, slice(row, row + 1)),
-                    nested[row],
-                    _part(audio_seqlens, sound),
-                    _part(second_per_grids, video),
-                )
-            )
-            done = ends
-        kind = rows[nested.index(True)][0].dtype
-        return torch.cat([positions.to(kind) for positions, _ in rows], 1), torch.cat([delta for _, delta in rows])
-
-    model.get_rope_index = get_rope_index
-
-
-def _part(values: Tensor | None, rows: slice) -> Tensor | None:
-    """These rows, or None where there are none."""
-    return None if values is None or rows.start == rows.stop else values[rows]
 
 
 def media_token_ids(processor: Any) -> list[int]:

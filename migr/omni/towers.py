@@ -1,87 +1,167 @@
-"""Frozen towers run once a clip: their tokens are the same at every step, for every generation, in every pass."""
+"""Frozen towers run once a clip: their tokens are the same at every step, in every pass, in the next stage and run.
 
-from collections.abc import Sequence
-from types import SimpleNamespace
+SFT shows each clip once an epoch, GRPO once for each generation in three passes a step (sampling, reference, policy).
+Kept are the tokens, in main memory and, where there is a cache folder, on disk: under the clip's media key and a digest
+of the towers' weights, so that all stages and runs with the same towers share them, whatever the language model is.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from cachetools import LRUCache
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from migr.clips.manifest import Clip
-from migr.omni.inputs import Features, OmniInputs, padded
+from migr.files.records import atomic_path, digest
+from migr.omni.inputs import AUDIO_KEYS, VIDEO_KEYS, Features, OmniInputs
+
+TOWERS = {"video": "visual", "audio": "audio_tower"}  # modality -> the thinker's module
+MEDIA = {"video": VIDEO_KEYS, "audio": AUDIO_KEYS}  # modality -> what tokens stand in for, and what they come with
+MEMORY = 2**30  # bytes
+
+
+class TowerTokens:
+    """The kept tokens, in memory and on disk. It runs no model, so workers of a data loader can read it.
+
+    Args:
+        inputs: Says the clips' keys; its cache folder, where it has one, keeps the tokens too.
+        towers: Digest of the towers (`FrozenTowers.digest`).
+        memory: Bytes of tokens kept, in main memory; those used least recently go first.
+    """
+
+    def __init__(self, inputs: OmniInputs, towers: str, memory: int = MEMORY) -> None:
+        self.inputs = inputs
+        self.folder = None if inputs.cache_dir is None else inputs.cache_dir / "tokens" / towers
+        self._memory: LRUCache[str, Features] = LRUCache(memory, lambda row: sum(t.nbytes for t in row.values()))
+
+    def features(self, clip: Clip, modalities: Iterable[str] | None = None) -> Features:
+        """As `OmniInputs.features`, with tokens in place of pixels or sound wherever they are known.
+
+        A modality comes as `video_tokens` (levels, T, hidden) or `audio_tokens` (T, hidden), on the CPU, or as it is.
+        """
+        features: Features = {}
+        wanted = set(clip.modalities if modalities is None else modalities)
+        for modality in (name for name in TOWERS if name in wanted):
+            tokens = self.get(clip, modality)
+            features |= self.inputs.features(clip, [modality]) if tokens is None else tokens
+        return features
+
+    def get(self, clip: Clip, modality: str) -> Features | None:
+        """What is known of a clip's modality: its tokens, and its grid or mask."""
+        name = f"{self.inputs.media_key(clip)}-{modality}"
+        if (tokens := self._memory.get(name)) is not None or self.folder is None:
+            return tokens
+        try:
+            tokens = load_file(self._file(name))
+        except (OSError, SafetensorError):
+            return None  # not there, or damaged: made and written again
+        self._keep(name, tokens)
+        return tokens
+
+    def put(self, clip: Clip, modality: str, tokens: Features) -> None:
+        """Keep a clip's tokens."""
+        name = f"{self.inputs.media_key(clip)}-{modality}"
+        self._keep(name, tokens)
+        if self.folder is not None:
+            with atomic_path(self._file(name)) as partial:
+                save_file(tokens, partial)
+
+    def _keep(self, name: str, tokens: Features) -> None:
+        if sum(tensor.nbytes for tensor in tokens.values()) <= self._memory.maxsize:
+            self._memory[name] = tokens
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name[:2] / f"{name}.safetensors"
 
 
 class FrozenTowers:
-    """Lets a thinker take its towers' tokens in place of pixels and sound (which it still takes), and keeps the tokens.
+    """Makes the tokens of a thinker's towers and keeps them.
 
-    GRPO shows each clip to the model once for each generation, in three passes a step (sampling, reference, policy).
     Each clip goes through alone, so that its tokens do not depend on the others in its batch.
 
     Args:
         thinker: A thinker (without a PEFT wrapper) whose towers are not trained.
         inputs: Prepares the clips.
-        memory: Bytes of tokens kept, in main memory; those used least recently go first.
+        memory: As for `TowerTokens`.
     """
 
-    def __init__(self, thinker: Any, inputs: OmniInputs, memory: int = 2**30) -> None:
-        trained = [
-            name
-            for tower in ("visual", "audio_tower")
-            for name, weight in getattr(thinker, tower).named_parameters()
-            if weight.requires_grad
+    def __init__(self, thinker: Any, inputs: OmniInputs, memory: int = MEMORY) -> None:
+        assert not learns(thinker), "the towers learn: their tokens cannot be kept"
+        self.inputs, self.thinker, self._memory = inputs, thinker, memory
+
+    @cached_property
+    def tokens(self) -> TowerTokens:
+        """What is kept; from the first use on, the towers' device, type and autocast must stay as they are."""
+        return TowerTokens(self.inputs, self.digest, self._memory)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides tokens beside the clip: weights, shapes, how they are computed, the processor."""
+        device = self.thinker.visual.device.type
+        processor = self.inputs.processor
+        facts = [
+            self.thinker.config.vision_config.to_json_string(),
+            self.thinker.config.audio_config.to_json_string(),
+            processor.video_processor.to_json_string(),
+            processor.feature_extractor.to_json_string(),
+            [device, torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))],
+            [getattr(self.thinker, tower).config._attn_implementation for tower in TOWERS.values()],
         ]
-        assert not trained, f"{trained[0]} learns: its tokens cannot be kept"
-        self.inputs, self.thinker = inputs, thinker
-        self._video, self._audio = thinker.get_video_features, thinker.get_audio_features
-        self._kept: LRUCache[str, Features] = LRUCache(memory, lambda tokens: sum(t.nbytes for t in tokens.values()))
-        thinker.get_video_features, thinker.get_audio_features = self._video_of, self._audio_of
+        return digest(weights_digest(self.thinker.visual, self.thinker.audio_tower), *facts)
 
-    def _video_of(self, given: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Pixels are (patches, values); tokens have three axes, and behind the first level come Qwen3-Omni's others."""
-        if given.ndim != 3:
-            return self._video(given, *args, **kwargs)
-        return SimpleNamespace(pooler_output=(given[0],), deepstack_features=list(given[1:]))
-
-    def _audio_of(self, given: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Sound is (clips, mel, frames); tokens have two axes."""
-        return SimpleNamespace(last_hidden_state=given) if given.ndim == 2 else self._audio(given, *args, **kwargs)
+    def features(self, clip: Clip, modalities: Iterable[str] | None = None) -> Features:
+        """As `OmniInputs.features`, with tokens in place of pixels and sound, on the CPU."""
+        return self.finish(clip, self.tokens.features(clip, modalities))
 
     @torch.no_grad()
-    def tokens(self, clip: Clip) -> Features:
-        """The towers' tokens for one clip, on the CPU: `video` (levels, T, hidden), `audio` (T, hidden), if there.
+    def finish(self, clip: Clip, features: Features) -> Features:
+        """A clip's features of `TowerTokens.features`, on any device, with the tokens that were not known yet."""
+        made: dict[str, Features] = {}
+        if "pixel_values_videos" in features:
+            made["video"] = {name: features[name].cpu() for name in ("video_grid_thw", "video_second_per_grid")}
+            with _evaluating(self.thinker.visual) as device:
+                pixels, grid = (features[name].to(device) for name in ("pixel_values_videos", "video_grid_thw"))
+                made["video"]["video_tokens"] = self.thinker.video_tokens_of(pixels, grid).cpu()
+        if "input_features" in features:
+            made["audio"] = {"feature_attention_mask": features["feature_attention_mask"].cpu()}
+            with _evaluating(self.thinker.audio_tower) as device:
+                sound, mask = (features[name].to(device) for name in ("input_features", "feature_attention_mask"))
+                made["audio"]["audio_tokens"] = self.thinker.audio_tokens_of(sound, mask).cpu()
+        for modality, tokens in made.items():
+            self.tokens.put(clip, modality, tokens)
+            features = {name: value for name, value in features.items() if name not in MEDIA[modality]} | tokens
+        return features
 
-        Qwen2.5-Omni has one level of video tokens. Qwen3-Omni adds those of inner layers of the tower (DeepStack),
-        which the first layers of its language model take.
-        """
-        key = self.inputs.media_key(clip)
-        if (kept := self._kept.get(key)) is not None:
-            return kept
-        batch = {name: value.to(self.thinker.device) for name, value in self.inputs.features(clip).items()}
-        tokens: dict[str, Tensor] = {}
-        if "pixel_values_videos" in batch:
-            grid = batch["video_grid_thw"]
-            seen = self._video(batch["pixel_values_videos"], grid, return_dict=True)
-            tokens["video"] = torch.stack([*seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())])
-        if "input_features" in batch:
-            mask = batch["feature_attention_mask"]
-            tokens["audio"] = self._audio(batch["input_features"], mask, return_dict=True).last_hidden_state
-        tokens = {name: value.cpu() for name, value in tokens.items()}
-        if sum(value.nbytes for value in tokens.values()) <= self._kept.maxsize:
-            self._kept[key] = tokens
-        return tokens
 
-    def collate(self, clips: Sequence[Clip]) -> Features:
-        """As `OmniInputs.collate` for these clips, with tokens: video (levels, T, hidden), audio (T, hidden)."""
-        batch: Features = {}
-        features = [self.inputs.features(clip) for clip in clips]
-        tokens = [self.tokens(clip) for clip in clips]
-        if any("video" in row for row in tokens):
-            batch["pixel_values_videos"] = torch.cat([row["video"] for row in tokens if "video" in row], dim=1)
-            for key in ("video_grid_thw", "video_second_per_grid"):
-                batch[key] = torch.cat([row[key] for row in features if key in row])
-        if any("audio" in row for row in tokens):
-            batch["input_features"] = torch.cat([row["audio"] for row in tokens if "audio" in row])
-            masks = [row["feature_attention_mask"] for row in features if "feature_attention_mask" in row]
-            batch["feature_attention_mask"] = padded(masks)
-        return batch
+def learns(thinker: Any) -> bool:
+    """Whether any weight of the towers is trained."""
+    return any(weight.requires_grad for tower in TOWERS.values() for weight in getattr(thinker, tower).parameters())
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """SHA-256 of the modules' weights, by name and to the last bit."""
+    sha = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+@contextmanager
+def _evaluating(tower: nn.Module) -> Iterator[torch.device]:
+    """The tower in evaluation mode, as it would be asked again later: what is kept must not be drawn by dropout."""
+    training = tower.training
+    tower.eval()
+    try:
+        yield next(tower.parameters()).device
+    finally:
+        tower.train(training)

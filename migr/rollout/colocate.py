@@ -23,7 +23,6 @@ class Colocated(Sampler):
 
     def __init__(self, trainer: Any, task: Task, settings: Mapping[str, Any]) -> None:
         self.model, self.gather = trainer.model, trainer._dist.gather_params
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in this process
         self.alone = "RANK" not in os.environ  # else a launcher has made a process group
         # vLLM joins it, in a group of one
         options = {} if self.alone else {"distributed_executor_backend": "external_launcher"}

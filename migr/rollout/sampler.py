@@ -4,7 +4,6 @@ vLLM gets the very tensors that the trainer's forward gets, behind prompts expan
 towers once for all samples of a clip: the clip's content is the name of its tokens.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +54,10 @@ class Sampler(VllmEngine):
     """
 
     def __init__(self, model: str, dtype: str, task: Task, memory: float, **options: Any) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if torch.cuda.is_available():
             options["gpu_memory_utilization"] = memory
-        super().__init__(model, dtype, task, logprobs_mode="processed_logprobs", **options)
+        # weights are handed over in this process
+        super().__init__(model, dtype, task, one_process=True, logprobs_mode="processed_logprobs", **options)
         from vllm.exceptions import VLLMClientError
 
         self.refusals = (VLLMClientError, TypeError, ValueError, AttributeError)  # how vLLM says no to a request

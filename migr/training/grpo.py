@@ -16,13 +16,14 @@ from trl.trainer.utils import RepeatSampler
 
 from migr.clips.manifest import Clip
 from migr.errors import NonFiniteError
-from migr.omni.inputs import OmniInputs
+from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
+from migr.omni.thinker import thinker_of
 from migr.omni.towers import FrozenTowers
 from migr.rollout.rollouts import Rollouts
 from migr.training.guards import check_loss
 from migr.training.sft import IGNORED
-from migr.training.shared_prefix import Packed, generate_shared, pack
+from migr.training.shared_prefix import Packed, pack
 from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 
@@ -64,11 +65,10 @@ class OmniGRPOTrainer(GRPOTrainer):
         args.use_vllm = self.use_vllm = vllm
         if is_zero3(args):
             prepare_for_zero3(self.model, self.accelerator.device)
-        self.thinker = _thinker(self.model)
+        self.thinker = thinker_of(self.model)
         self.towers = FrozenTowers(self.thinker, inputs)
         # flash attention has no way to say which branch sees what
         self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"
-        self.thinker.generate = generate_shared(self.thinker, self._positions)
         self.rollouts = Rollouts(self, inputs) if vllm else None
         self._synced = -1  # the step whose weights vLLM has
 
@@ -110,28 +110,21 @@ class OmniGRPOTrainer(GRPOTrainer):
                 folder = Path(str(output_dir or self.args.output_dir)) / "ref"
                 save_file(kept, folder / "adapter_model.safetensors", {"format": "pt"})
 
-    def _media(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _tokens(self, clip: Clip) -> Features:
         with self.accelerator.autocast():
-            media = self.towers.collate([self.clips[row] for row in rows])
-        return {key: value.to(self.accelerator.device) for key, value in media.items()}
+            return self.towers.features(clip)
 
-    def _positions(self, media: dict[str, torch.Tensor], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        sound = media.get("feature_attention_mask")
-        position_ids, _ = self.thinker.get_rope_index(
-            ids,
-            video_grid_thw=media.get("video_grid_thw"),
-            attention_mask=mask,
-            audio_seqlens=None if sound is None else sound.sum(1),
-            second_per_grids=media.get("video_second_per_grid"),
-        )
-        return position_ids
+    def _media(self, rows: Sequence[int]) -> Features:
+        media = self.omni.collate([self._tokens(self.clips[row]) for row in rows])
+        return {key: value.to(self.accelerator.device) for key, value in media.items()}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         ids = []
         for prompt, row in zip(prompts, self._rows, strict=True):
             clip = self.clips[row]
             text = render_prompt(self.omni.processor, prompt[-1]["content"], clip.has_video, clip.has_audio)
-            ids.append(self.omni.prompt_ids(text, self.omni.features(clip)))
+            features = self.omni.features(clip) if self.use_vllm else self._tokens(clip)
+            ids.append(self.omni.prompt_ids(text, features))
         if self.use_vllm:
             return ids, None, {}
         order = list(dict.fromkeys(self._rows))
@@ -190,7 +183,7 @@ class OmniGRPOTrainer(GRPOTrainer):
             with self.accelerator.autocast():
                 if self.packs and not compute_aux_loss and len(set(rows)) < len(rows):
                     media = self._media(list(dict.fromkeys(rows)))
-                    positions = partial(self._positions, media)
+                    positions = partial(self.thinker.positions, media=media)
                     packed = pack(input_ids[chunk], attention_mask[chunk], logits_to_keep, rows, positions)
                     ids, mask = packed.input_ids, packed.mask
                     labels: dict[str, Any] = {"shift_labels": packed.shift_labels, "position_ids": packed.position_ids}
@@ -210,8 +203,3 @@ class OmniGRPOTrainer(GRPOTrainer):
             torch.cat(entropies) if compute_entropy else None,
             torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
-
-
-def _thinker(model: Any) -> Any:
-    """The thinker inside a PEFT model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,21 +1,25 @@
 """Supervised fine-tuning on video and audio: the collator, and TRL's SFTTrainer with a finite-loss check."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from migr.clips.manifest import Clip
 from migr.files.records import Row
-from migr.omni.inputs import OmniInputs
+from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
+from migr.omni.thinker import thinker_of
+from migr.omni.towers import FrozenTowers, TowerTokens, learns
 from migr.training.guards import check_loss
 from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 IGNORED = -100
+SOUND = 25  # tokens a second of Qwen2.5-Omni's audio tower; Qwen3-Omni's gives 13
 
 
 class TargetCollator:
@@ -23,10 +27,15 @@ class TargetCollator:
 
     A row has `clip_id`, `prompt` and `target`; `modalities` (default: all that the clip has) says which of the clip's
     media the prompt shows.
+
+    Args:
+        inputs: Prepares the clips.
+        clips: By `clip_id`.
     """
 
     def __init__(self, inputs: OmniInputs, clips: dict[str, Clip]) -> None:
         self.inputs, self.clips = inputs, clips
+        self.tokens: TowerTokens | None = None  # of frozen towers; the trainer sets it
         self.tokenizer = inputs.processor.tokenizer
 
     def encode(self, row: Row) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
@@ -34,13 +43,17 @@ class TargetCollator:
         clip = self.clips[row["clip_id"]]
         modalities = row.get("modalities")
         shown = clip.modalities if modalities is None else tuple(modalities)  # an empty list shows text alone
-        features = self.inputs.features(clip, shown)
+        features = (self.tokens or self.inputs).features(clip, shown)
         prompt = render_prompt(self.inputs.processor, row["prompt"], "video" in shown, "audio" in shown)
         target = self.tokenizer(row["target"], add_special_tokens=False).input_ids
         return features, self.inputs.prompt_ids(prompt, features), [*target, self.tokenizer.eos_token_id]
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """A right-padded batch: input_ids, attention_mask and labels of shape (B, L), the media, the clip ids."""
+        """A right-padded batch: input_ids, attention_mask and labels of shape (B, L), the media, the clip ids.
+
+        The media stand in it as the thinker's arguments, or, with `tokens`, under "media" row by row: what has no
+        tokens yet gets them where the towers are, which is not here (this may be a worker process).
+        """
         encoded = [self.encode(row) for row in rows]
         length = max(len(prompt) + len(target) for _, prompt, target in encoded)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
@@ -51,7 +64,8 @@ class TargetCollator:
             ids[i, :end] = torch.tensor([*prompt, *target])
             mask[i, :end] = 1
             labels[i, len(prompt) : end] = torch.tensor(target)
-        media = self.inputs.collate([features for features, _, _ in encoded])
+        rows_of_media = [features for features, _, _ in encoded]
+        media = {"media": rows_of_media} if self.tokens else self.inputs.collate(rows_of_media)
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -73,22 +87,79 @@ class StopAtLoss(TrainerCallback):
             control.should_training_stop = True
 
 
+def row_lengths(rows: Sequence[Row], clips: Mapping[str, Clip], tokenizer: Any) -> list[int]:
+    """How many tokens the rows of targets.jsonl have beside those that all have, nearly: target and sound.
+
+    Frames are as many in nearly every clip, and sound is counted by the manifest's `duration`, so that no clip is read.
+    """
+    targets = tokenizer([row["target"] for row in rows], add_special_tokens=False)["input_ids"]
+    seconds = [float(clips[row["clip_id"]].extra.get("duration") or 0.0) for row in rows]
+    heard = ["audio" in (row.get("modalities") or clips[row["clip_id"]].modalities) for row in rows]
+    return [
+        len(ids) + round(SOUND * duration * hears) for ids, duration, hears in zip(targets, seconds, heard, strict=True)
+    ]
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' sampler of rows of like length, with an order that seed and epoch decide: so a resume is exact.
+
+    Args:
+        epoch: Says which epoch begins.
+        seed: As of the training.
+        **kwargs: As for LengthGroupedSampler.
+    """
+
+    def __init__(self, epoch: Callable[[], int], seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs, generator=torch.Generator())
+        self.epoch, self.seed = epoch, seed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
 class OmniSFTTrainer(SFTTrainer):
     """TRL's SFTTrainer; the media reach the loss through `TargetCollator`, the clip ids reach the error messages.
 
-    The fused LM head works because `migr.omni.load` gives the thinker a `base_model` without the head.
+    Frozen towers run once a clip (`migr.omni.towers`); where they learn, they run in every step.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if is_zero3(self.args):
             prepare_for_zero3(self.model, self.accelerator.device)
+        thinker, collator = thinker_of(self.model), kwargs["data_collator"]
+        self.clips, self.towers = collator.clips, None
+        if not learns(thinker):
+            self.towers = FrozenTowers(thinker, collator.inputs)
+            with self.accelerator.autocast():
+                collator.tokens = self.towers.tokens
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(rows)
+        return ByLength(
+            epoch=lambda: int(self.state.epoch or 0),
+            seed=self.args.seed,
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            lengths=list(rows[self.args.length_column_name]),
+        )
+
+    def _media(self, clips: Sequence[str], rows: Sequence[Features]) -> Features:
+        assert self.towers is not None
+        with self.accelerator.autocast():
+            rows = [self.towers.finish(self.clips[clip], row) for clip, row in zip(clips, rows, strict=True)]
+        device = self.accelerator.device
+        return self.towers.inputs.collate([{name: value.to(device) for name, value in row.items()} for row in rows])
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean negative log-likelihood of the target tokens; stops the run if it is not finite."""
         clips = inputs.pop("clip_id")
+        if "media" in inputs:
+            inputs |= self._media(clips, inputs.pop("media"))
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         check_loss(result[0] if return_outputs else result, self.state.global_step, clips)
         return result

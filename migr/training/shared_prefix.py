@@ -4,18 +4,16 @@ GRPO samples and scores `num_generations` completions of each prompt. As rows of
 prompt with its media tokens, which is most of the text.
 
 Scoring (`pack`): a group is one row, the prompt once, then a branch for each completion, which sees the prompt and
-itself and stands at the positions that it would have alone. Sampling (`generate_shared`): the prompt is read once, and
-its keys and values are copied for each completion. Log-probabilities and their gradients are the same
+itself and stands at the positions that it would have alone. Sampling (`OmniThinker.generate`): the prompt is read once,
+and its keys and values are copied for each completion. Log-probabilities and their gradients are the same
 (tests/training/test_shared_prefix.py); only the work is less. Ours; the idea is that of prefix caching.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from migr.omni.inputs import AUDIO_KEYS, VIDEO_KEYS
 
 IGNORED = -100  # label of positions that are not scored
 PROMPT, PADDING = -1, -2  # in place of a branch's number
@@ -91,43 +89,3 @@ def pack(
     mask &= torch.ones(size[1], size[1], dtype=torch.bool, device=device).tril()
     # padding sees padding, itself at least: a query without any key would give NaN
     return Packed(packed_ids, mask[:, None], position_ids, labels, source, (row, column))
-
-
-def generate_shared(
-    thinker: Any, positions: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
-) -> Callable[..., Any]:
-    """The thinker's `generate`, with one prefill for all rows of a prompt.
-
-    Args:
-        thinker: Without a PEFT wrapper; its own `generate` does the sampling, from a cache that is filled here.
-        positions: Called with the media, ids and masks of the G prompts; returns their positions, (3, G, P).
-
-    Returns:
-        A function with the keywords of `generate` and `group`, (B,): the number of each row's prompt, counted from 0
-        in the order in which they first come. Media are then those of the G prompts. Without `group` it is `generate`.
-    """
-    generate = thinker.generate
-
-    def shared(*args: Any, group: Tensor | None = None, **kwargs: Any) -> Any:
-        if group is None:
-            return generate(*args, **kwargs)
-        media = {name: kwargs.pop(name) for name in list(kwargs) if name in (*VIDEO_KEYS, *AUDIO_KEYS)}
-        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        numbers = group.tolist()
-        first = [numbers.index(number) for number in range(max(numbers) + 1)]
-        at = positions(media, ids[first], mask[first])
-        # all but the last token, which generate reads itself: the first new one follows it
-        read = thinker(
-            input_ids=ids[first, :-1],
-            attention_mask=mask[first, :-1],
-            position_ids=at[..., :-1],
-            use_cache=True,
-            logits_to_keep=1,
-            **media,
-        )
-        read.past_key_values.batch_select_indices(group)
-        place = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        four = torch.cat([place[None], at[:, group]])  # as transformers lays them out: text, then time, height, width
-        return generate(*args, past_key_values=read.past_key_values, position_ids=four, **kwargs)
-
-    return shared

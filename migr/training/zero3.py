@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from migr.errors import InputError
-
-TOWERS = ("visual", "audio_tower")
+from migr.omni.towers import TOWERS
 
 
 def is_zero3(config: Any) -> bool:
@@ -51,7 +50,7 @@ def prepare_for_zero3(model: Any, device: torch.device) -> None:
         device: Where this process computes.
     """
     thinker = model.get_base_model()
-    for name in TOWERS:
+    for name in TOWERS.values():
         tower = getattr(thinker, name)
         for module in tower.modules():
             for key, weight in _whole(module).items():

@@ -139,7 +139,7 @@ def test_the_stages_hook_reads_the_arguments_of_a_run(base_model, capsys):
     flags += ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "32"]
     args, config = parse([OmniArguments, GRPOConfig], flags)
     found = of_run(args, config)
-    assert found.counts["rows"] == 8 and "prompt logits" in found.parts
+    assert found.counts["rows"] == 8 and "last logits" in found.parts
     announce(args, config)
     assert capsys.readouterr().out.startswith("memory: about ")
 

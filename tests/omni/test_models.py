@@ -29,6 +29,7 @@ from migr.omni.family import FAMILIES, QWEN2_5, QWEN3, family_of
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import LORA, load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import render_prompt
+from migr.omni.thinker import OmniThinker
 from migr.omni.tiny import ROLES, build_tiny
 
 TEXTS = ["Which emotion? happy or sad. <think><video>the face smiles</video></think><answer>happy</answer>"] * 20
@@ -207,8 +208,9 @@ def test_tokens_kept_of_frozen_towers_give_the_logits_of_pixels_and_sound(models
     thinker = load_thinker(models[name])
     with torch.no_grad():
         expected = thinker(**batch).logits
-        kept = FrozenTowers(thinker, inputs).collate(clips)
-        found = thinker(**{key: batch[key] for key in ("input_ids", "attention_mask")}, **kept).logits
+        towers = FrozenTowers(thinker, inputs)
+        tokens = inputs.collate([towers.features(clip) for clip in clips])
+        found = thinker(**{key: batch[key] for key in ("input_ids", "attention_mask")}, **tokens).logits
     seen = batch["attention_mask"].bool()
     torch.testing.assert_close(found[seen], expected[seen], atol=1e-5, rtol=1e-5)
 
@@ -260,7 +262,7 @@ def test_interleaved_media_get_the_positions_that_transformers_gives_with_its_ar
     lengths = batch["feature_attention_mask"].sum(1)
     given = (batch["input_ids"], None, batch["video_grid_thw"], batch["attention_mask"])
     second = batch["video_second_per_grid"]
-    expected, delta = type(thinker).get_rope_index(thinker, *given, True, lengths, second)
+    expected, delta = super(OmniThinker, thinker).get_rope_index(*given, True, lengths, second)
     found, found_delta = thinker.get_rope_index(*given, False, lengths, second)  # the marks tell, not the argument
     assert torch.equal(found, expected) and torch.equal(found_delta, delta)
     apart, _ = thinker.get_rope_index(
@@ -272,6 +274,43 @@ def test_interleaved_media_get_the_positions_that_transformers_gives_with_its_ar
         second,
     )
     assert not torch.equal(apart, found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thinker_gives_to_the_last_bit_what_the_class_of_transformers_gives(models, processors, name, tmp_path):
+    thinker = load_thinker(models[name])
+    _, base = type(thinker).__bases__
+    plain = base.from_pretrained(models[name]).eval()
+    batch = batch_of(processors[name], clips_of(name))
+    with torch.inference_mode():
+        assert torch.equal(thinker(**batch).logits, plain(**batch).logits)
+        options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": media_token_ids(processors[name])}
+        assert torch.equal(thinker.generate(**batch, **options), plain.generate(**batch, **options))
+    for model, folder in ((thinker, tmp_path / "ours"), (plain, tmp_path / "theirs")):
+        model.save_pretrained(folder)
+    for file in (tmp_path / "theirs").iterdir():
+        assert file.read_bytes() == (tmp_path / "ours" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_towers_see_no_gradient_and_trained_ones_do(models, processors, name, checkpointing):
+    """Counted: the towers' own forward passes that record a gradient; under checkpointing they would run twice."""
+    for trainable in (False, True):
+        thinker = load_thinker(models[name], trainable=trainable).train()
+        thinker.model.layers.requires_grad_(True)
+        if checkpointing:
+            thinker.gradient_checkpointing_enable({"use_reentrant": False})
+            thinker.enable_input_require_grads()
+        recorded = []
+        for block in (thinker.visual.blocks[0], thinker.audio_tower.layers[0]):
+            block.register_forward_pre_hook(lambda *_, runs=recorded: runs.append(torch.is_grad_enabled()))
+        batch = batch_of(processors[name], clips_of(name))
+        thinker(**batch, labels=batch["input_ids"]).loss.backward()
+        assert any(recorded) is trainable
+        assert len(recorded) == (4 if checkpointing and trainable else 2)
+        grads = [weight.grad for tower in (thinker.visual, thinker.audio_tower) for weight in tower.parameters()]
+        assert any(grad is not None for grad in grads) is trainable
 
 
 @pytest.mark.parametrize("together", [False, True])

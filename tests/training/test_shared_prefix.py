@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from migr.clips.manifest import read_clips
+from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_thinker
 from migr.omni.prompt import question, render_prompt
 from migr.omni.towers import FrozenTowers
 from migr.text.labels import DFEW
-from migr.training.shared_prefix import generate_shared, pack
+from migr.training.shared_prefix import pack
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +49,8 @@ def plain(thinker, media, ids, mask, longest):
     return logps * mask[:, -longest:]
 
 
-def positions_of(thinker, media, ids, mask):
-    return thinker.get_rope_index(
-        ids,
-        video_grid_thw=media["video_grid_thw"],
-        attention_mask=mask,
-        audio_seqlens=media["feature_attention_mask"].sum(1),
-        second_per_grids=media["video_second_per_grid"],
-    )[0]
-
-
 def shared(thinker, media, ids, mask, longest, rows):
-    packed = pack(ids, mask, longest, rows, partial(positions_of, thinker, media))
+    packed = pack(ids, mask, longest, rows, partial(thinker.positions, media=media))
     logits = thinker(
         input_ids=packed.input_ids, attention_mask=packed.mask, position_ids=packed.position_ids, **media
     ).logits
@@ -102,33 +93,62 @@ def test_a_branch_sees_its_own_prompt_and_no_other_branch(thinker, omni_inputs, 
     torch.testing.assert_close(before[1:], after[1:], atol=1e-6, rtol=0)
 
 
-def test_frozen_towers_run_once_a_clip_and_give_the_same_logits(base_model, omni_inputs, clips, monkeypatch):
+def test_frozen_towers_run_once_a_clip_and_give_the_same_logits(base_model, omni_inputs, clips, tmp_path):
     thinker = load_thinker(base_model, dtype="float32")
     chosen = [clips[i] for i in (3, 3, 5, 3)]
     ids, mask, longest = batch(omni_inputs, chosen, [4, 4, 4, 4])
     runs = []
-    video = thinker.get_video_features
-    monkeypatch.setattr(thinker, "get_video_features", lambda *a, **k: (runs.append(1), video(*a, **k))[1])
+    tower = thinker.visual.register_forward_hook(lambda *_: runs.append(1))
     with torch.no_grad():
         expected = plain(thinker, omni_inputs.collate([omni_inputs.features(c) for c in chosen]), ids, mask, longest)
         runs.clear()
-        towers = FrozenTowers(thinker, omni_inputs)
-        found = [plain(thinker, towers.collate(chosen), ids, mask, longest) for _ in range(2)]
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(found[0], found[1])
+        towers = FrozenTowers(thinker, replaced(omni_inputs, tmp_path))
+        logps = []
+        for _ in range(2):
+            media = omni_inputs.collate([towers.features(clip) for clip in chosen])
+            assert "pixel_values_videos" not in media and "input_features" not in media
+            logps.append(plain(thinker, media, ids, mask, longest))
+    tower.remove()
+    torch.testing.assert_close(logps[0], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logps[0], logps[1])
     assert len(runs) == 2  # two clips, though shown eight times
 
 
+def replaced(inputs, folder):
+    """Inputs of the same clips with a cache folder of their own."""
+    return OmniInputs(inputs.processor, inputs.settings, folder)
+
+
+def test_another_process_finds_the_tokens_on_disk_and_other_towers_do_not(base_model, omni_inputs, clips, tmp_path):
+    inputs = replaced(omni_inputs, tmp_path)
+    first, second, other = (load_thinker(base_model, dtype="float32") for _ in range(3))
+    tokens = FrozenTowers(first, inputs).features(clips[0])
+    with torch.no_grad():
+        other.visual.merger.ln_q.weight += 1e-3
+    runs = []
+    for thinker in (second, other):
+        thinker.visual.register_forward_hook(lambda *_: runs.append(1))
+    again = FrozenTowers(second, replaced(omni_inputs, tmp_path)).features(clips[0])
+    assert not runs and again.keys() == tokens.keys()
+    assert all(torch.equal(again[name], tokens[name]) for name in tokens)
+    differ = FrozenTowers(other, replaced(omni_inputs, tmp_path)).features(clips[0])
+    assert runs and not torch.equal(differ["video_tokens"], tokens["video_tokens"])
+    for file in (tmp_path / "tokens").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-7])  # damaged: made and written again
+    once_more = FrozenTowers(second, replaced(omni_inputs, tmp_path)).features(clips[0])
+    assert len(runs) == 2 and all(torch.equal(once_more[name], tokens[name]) for name in tokens)
+
+
 def test_kept_tokens_stay_within_the_memory_given(base_model, omni_inputs, clips):
-    thinker = load_thinker(base_model, dtype="float32")
-    towers = FrozenTowers(thinker, omni_inputs, memory=1)
-    first = towers.collate(clips[:2])
-    assert len(towers._kept) == 0
-    assert torch.equal(first["pixel_values_videos"], towers.collate(clips[:2])["pixel_values_videos"])
+    inputs = OmniInputs(omni_inputs.processor, omni_inputs.settings)
+    towers = FrozenTowers(load_thinker(base_model, dtype="float32"), inputs, memory=1)
+    first = towers.features(clips[0])
+    assert towers.tokens.get(clips[0], "video") is None
+    assert torch.equal(first["video_tokens"], towers.features(clips[0])["video_tokens"])
 
 
 def test_learning_towers_are_refused(thinker, omni_inputs):
-    with pytest.raises(AssertionError, match="learns"):
+    with pytest.raises(AssertionError, match="learn"):
         FrozenTowers(thinker, omni_inputs)
 
 
@@ -137,13 +157,11 @@ def samples(thinker, omni_inputs, clips, rows, new, together, **options):
     ids, mask, longest = batch(omni_inputs, [clips[row] for row in rows], [1] * len(rows))
     shown = list(dict.fromkeys(rows)) if together else rows
     kwargs = omni_inputs.collate([omni_inputs.features(clips[row]) for row in shown])
-    generate = thinker.generate
     if together:
-        generate = generate_shared(thinker, partial(positions_of, thinker))
         kwargs["group"] = torch.tensor([shown.index(row) for row in rows])
     torch.manual_seed(0)
     kwargs |= {"input_ids": ids[:, :-longest], "attention_mask": mask[:, :-longest]}
-    return generate(**kwargs, max_new_tokens=new, min_new_tokens=new, **options)[:, -new:]
+    return thinker.generate(**kwargs, max_new_tokens=new, min_new_tokens=new, **options)[:, -new:]
 
 
 @pytest.mark.parametrize("sampled", [False, True])

@@ -28,7 +28,7 @@ from migr.text.labels import DFEW
 from migr.training.grpo import EpochRepeatSampler, OmniGRPOTrainer
 from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
 from migr.training.runs import MARKER, CompleteMarker, begin, last_complete
-from migr.training.sft import IGNORED, OmniSFTTrainer, TargetCollator
+from migr.training.sft import IGNORED, ByLength, OmniSFTTrainer, TargetCollator
 
 COMMON = dict(
     use_cpu=True,
@@ -146,7 +146,7 @@ def test_another_video_or_another_audio_alone_changes_the_loss_of_sft(warm_model
     for name, clip in swapped.items():
         batch = trainer.data_collator(rows_of([clip]))
         losses[name] = trainer.compute_loss(trainer.model, dict(batch)).item()
-        batch.pop("clip_id")
+        batch |= trainer._media(batch.pop("clip_id"), batch.pop("media"))
         logits = trainer.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
         plain = torch.nn.functional.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], ignore_index=IGNORED)
         assert losses[name] == pytest.approx(plain.item(), abs=1e-5)
@@ -323,6 +323,70 @@ def test_sampled_completions_hold_no_media_tokens_and_without_care_they_would(
     assert row["completions/max_length"] > 0 and math.isfinite(row["loss"])
 
 
+# Frozen towers
+
+
+def counted(tower, runs):
+    """Note of each run of a tower whether it records a gradient."""
+    tower.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_second_epoch_runs_no_tower_and_no_tower_ever_sees_a_gradient(
+    warm_model, omni_inputs, clips, tmp_path, workers
+):
+    """Under gradient checkpointing, which makes the outputs of all input embeddings require gradients."""
+    inputs = OmniInputs(omni_inputs.processor, MEDIA, tmp_path / "cache")
+    config = {"gradient_checkpointing": True, "num_train_epochs": 3, "per_device_train_batch_size": 2}
+    loaded = {"dataloader_num_workers": workers, "save_strategy": "no"}
+    trainer = sft_trainer(warm_model, rows_of(clips[:4]), inputs, clips, tmp_path, **config, **loaded)
+    runs = {"visual": [], "audio_tower": []}
+    for name, passes in runs.items():
+        counted(getattr(trainer.towers.thinker, name), passes)
+    trainer.train()
+    assert runs == {"visual": [False] * 4, "audio_tower": [False] * 4}
+    # the next run, and the next stage with the same towers, run none
+    for make in (
+        lambda: sft_trainer(warm_model, rows_of(clips[:4]), inputs, clips, tmp_path / "next", max_steps=2),
+        lambda: grpo_trainer(warm_model, None, inputs, clips[:4], tmp_path / "grpo", [brevity], max_steps=1),
+    ):
+        trainer = make()
+        counted(trainer.towers.thinker.visual, runs["visual"])
+        trainer.train()
+    assert len(runs["visual"]) == 4
+
+
+def test_twenty_steps_with_kept_tokens_give_the_losses_and_the_adapter_of_towers_that_run(
+    warm_model, omni_inputs, clips, tmp_path
+):
+    found = []
+    for kept in (False, True):
+        config = {"max_steps": 20, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_strategy": "no"}
+        torch.manual_seed(0)
+        trainer = sft_trainer(warm_model, rows_of(clips[:6]), omni_inputs, clips, tmp_path / str(kept), **config)
+        if not kept:
+            trainer.data_collator.tokens = None
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        found.append((torch.tensor(losses), weights(trainer.model, "lora_")))
+    (before, plain), (after, tokens) = found
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    for name, weight in plain.items():
+        torch.testing.assert_close(tokens[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def test_rows_of_like_length_share_a_batch_in_an_order_of_their_own_each_epoch():
+    lengths = [int(length) for length in torch.normal(500.0, 120.0, (580,), generator=torch.manual_seed(0))]
+    epoch = 0
+    sampler = ByLength(epoch=lambda: epoch, seed=3, batch_size=32, lengths=lengths)
+    first, again = list(sampler), list(sampler)
+    epoch = 1
+    assert first == again != list(sampler) and sorted(first) == list(range(580))
+    batches = [[lengths[i] for i in first[start : start + 8]] for start in range(0, 580, 8)]
+    padding = sum(max(batch) * len(batch) - sum(batch) for batch in batches) / sum(map(sum, batches))
+    assert padding < 0.05
+
+
 # Interrupted and resumed
 
 
@@ -339,6 +403,7 @@ def sft_arguments(planted_run, training, warm_model):
         "learning_rate": 5e-3,
         "lora_r": 4,
         "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "group_by_length",
     }
 
 
@@ -469,13 +534,13 @@ class At(TrainerCallback):
 def poison(inputs, clip, trainer=None):
     inputs.features(clip)["input_features"].fill_(float("nan"))
     if trainer is not None:  # which has kept what the towers made of the clip
-        trainer.towers.tokens(clip)["audio"].fill_(float("nan"))
+        trainer.towers.features(clip)["audio_tokens"].fill_(float("nan"))
 
 
 def test_a_loss_that_is_not_finite_stops_sft_before_the_update_and_names_the_clip(
     warm_model, fresh_inputs, clips, tmp_path
 ):
-    bad = At(1, lambda: poison(fresh_inputs, clips[0]))  # batches are made ahead: it meets step 2 or later
+    bad = At(1, lambda: poison(fresh_inputs, clips[0], trainer))
     trainer = sft_trainer(
         warm_model,
         rows_of(clips[:2]),
@@ -487,9 +552,9 @@ def test_a_loss_that_is_not_finite_stops_sft_before_the_update_and_names_the_cli
         max_steps=5,
         learning_rate=0.01,
     )
-    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 2; clips of the batch: .*train-00000"):
+    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 1; clips of the batch: .*train-00000"):
         trainer.train()
-    assert_stopped_well(trainer, tmp_path, 2)
+    assert_stopped_well(trainer, tmp_path, 1)
 
 
 def test_logits_that_are_not_finite_stop_grpo_while_sampling_and_name_the_clips(
