@@ -13,6 +13,7 @@ from migr.judge import Judge, Judgement
 from migr.text.claims import absent_evidence, is_statement, own_share
 from migr.text.format import LONGEST, Response, parse
 from migr.text.labels import LabelSet
+from migr.text.language import is_english
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def grounding(
         present: The clip's modalities; None takes those of `importance`.
 
     Returns:
-        A number in [0, 1]; 0 without segments, None without importances.
+        A number in [0, 1]; 0 without segments, None without importances, or where the text is not English.
     """
     if not importance:
         return None
@@ -112,6 +113,8 @@ def grounding(
     segments = [part for part in response.parts if part.tagged]
     if not segments:
         return 0.0
+    if not is_english(response.plain):
+        return None
     shares = [
         own_share(part)
         if part.modalities[0] in present and (part.modalities == ("text",) or is_statement(part.text))

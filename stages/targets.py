@@ -10,12 +10,13 @@ last. A target that the rewards' parser cannot read back is an error.
 --reasoning takes one or more files; a clip's segments may come from several. Formats: our own rows (`segments`, or a
 free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV, XLSX). Free
 text is split into sentences, and each one assigned to a modality by a lexicon, or by a language model (--assigner llm);
-which sentence went where stands in OUT.sentences.jsonl. docs/targets.md tells more.
+which sentence went where stands in OUT.sentences.jsonl. Targets that would not earn full rewards in GRPO are counted,
+and stand in OUT.rewards.jsonl with the reason. docs/targets.md tells more.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
 from migr.omni.prompt import question_about
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
-from migr.text.format import MODALITIES, render
+from migr.text.format import MODALITIES, parse, render
 from migr.text.labels import label_set
 from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
+from reward.faults import FAULTS, faults_of
 
 ORDERS = ("dominant-first", "video-first", "audio-first")
 # Why a clip may be left out instead of being an error (the last one is no error by itself)
@@ -149,6 +151,7 @@ def main() -> None:
     refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
     out = {name for reason in args.leave_out for name in left[reason]}
     targets: list[Row] = []
+    faults: list[Row] = []
     for clip in clips:
         if clip.clip_id in out:
             continue
@@ -169,6 +172,8 @@ def main() -> None:
         targets.append(
             {"clip_id": clip.clip_id, "prompt": prompt, "target": target, "order": order, "label": clip.label}
         )
+        if reasons := faults_of(parse(target), importance or {}, clip.modalities):
+            faults.append({"clip_id": clip.clip_id, "lacks": reasons})
     if not targets:
         raise InputError(f"{source}: no clip is left to write a target for")
 
@@ -181,6 +186,19 @@ def main() -> None:
     if left["names_other"] and "names_other" not in args.leave_out:
         notes += f"; {len(left['names_other'])} have a description that names another emotion"
     print(f"targets: {len(targets)} ({counts}{notes}) -> {args.out}")
+    tell_faults(faults, len(targets), args.out.with_name(f"{args.out.stem}.rewards.jsonl"))
+
+
+def tell_faults(faults: Sequence[Row], n: int, file: Path) -> None:
+    """Say how many targets would not earn full rewards in GRPO, and why; which these are goes into a file."""
+    if not faults:
+        file.unlink(missing_ok=True)  # of an earlier run
+        return
+    write_jsonl(file, faults)
+    print(f"  {len(faults)} of {n} would not earn full rewards (docs/rewards.md), see {file}:")
+    for reason, what in FAULTS.items():
+        if names := [row["clip_id"] for row in faults if reason in row["lacks"]]:
+            print(f"    {len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
 
 
 def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> dict[str, list[Assigned]]:

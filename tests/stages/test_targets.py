@@ -347,3 +347,33 @@ def test_a_language_model_assigns_and_an_interrupted_run_goes_on(stage, files, b
         stage("targets", **given, **options, out=files.out)
     with pytest.raises(InputError, match="--assigner llm and --assigner_model"):
         stage("targets", **files.given(), assigner="llm", out=files.out)
+
+
+def test_targets_that_would_not_earn_full_rewards_are_told_with_the_reason(stage, files, capsys):
+    files.clips += [
+        {"clip_id": name, "path": "a.mp4", "label": "happy", "split": "train", "has_audio": name != "seen"}
+        for name in ("short", "swapped", "seen", "other")
+    ]
+    segments = {
+        "short": {**SEGMENTS, "audio": "Singing."},
+        "swapped": {"video": SEGMENTS["audio"], "audio": SEGMENTS["video"]},
+        "seen": SEGMENTS,
+        "other": {"video": "Das Gesicht zeigt ein breites Lächeln.", "audio": "Die Stimme klingt hell und singt fast."},
+    }
+    files.reasoning += [{"clip_id": n, "segments": rows, "conclusion": ""} for n, rows in segments.items()]
+    files.importance += [{"clip_id": n, "importance": {"video": 0.3, "audio": 0.7}} for n in segments]
+    stage("targets", **files.given(), order="video-first", out=files.out)
+    told = {row["clip_id"]: row["lacks"] for row in read_jsonl(files.folder / "targets.rewards.jsonl")}
+    assert {name: list(reasons) for name, reasons in told.items()} == {
+        "a": ["start"],
+        "short": ["start", "statement"],
+        "swapped": ["start", "own"],
+        "seen": ["absent", "start"],
+        "other": ["language"],
+    }
+    printed = capsys.readouterr().out
+    assert "5 of 6 would not earn full rewards" in printed and "1 take evidence from a modality that" in printed
+    assert "4 do not start with the dominant modality: a, short, swapped, …" in printed
+    files.clips, files.reasoning = files.clips[:2], files.reasoning[:2]
+    stage("targets", **files.given(), order="dominant-first", out=files.out)
+    assert not (files.folder / "targets.rewards.jsonl").exists()
