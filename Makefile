@@ -26,7 +26,7 @@ experiment: $(VENV)/ready ## four variants on three seeds, written to docs/resul
 	@$(PY) stages/demo/demo.py --experiment
 
 test: $(VENV)/ready       ## the tests (13 minutes on 2 cores)
-	@$(PY) -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/ready  ## the tests that take minutes each
 	@$(PY) -m pytest -q -m slow

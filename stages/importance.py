@@ -35,7 +35,7 @@ from migr.importance.measure import check_row, measure, planted_truth, row_of, s
 from migr.importance.mllm import answer_drops
 from migr.importance.page import show, write_page
 from migr.importance.plots import draw, draw_trust
-from migr.importance.store import fingerprint, save
+from migr.importance.store import NETWORKS, fingerprint, save
 from migr.importance.table import check_labels, check_present, known
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--task", choices=["emotion", "sentiment"], default="emotion", help="sentiment: the clips' `sentiment`, -3 to 3"
     )
-    add("--fusion", choices=["dual-gate", "experts"], default="dual-gate", help="kind of fusion network")
+    add("--fusion", choices=list(NETWORKS), default="dual-gate", help="kind of fusion network")
     add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="of those that the clips have")
     add("--folds", type=int, default=5, help="parts of the train clips, each scored by a fit on the rest")
     add("--seed", type=int, default=0, help="draws weights, batches and folds")
@@ -157,7 +157,7 @@ def main() -> None:
             [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities
         )
     part, fitted = scores.take(last), scores.take(learn)
-    trusted = trust_of(sample, label[last], part, fitted, label[learn], modalities, mllm)
+    trusted = trust_of(sample, label[last], part, fitted, label[learn], modalities, mllm, result.net.axes)
     summary["trust"] = {"split": splits[-1], **trusted}
     args.out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # an interrupted run must not look like an earlier one

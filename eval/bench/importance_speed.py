@@ -14,7 +14,7 @@ import torch
 
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.importance.fit import score
-from migr.importance.store import build
+from migr.importance.store import NETWORKS, build
 from migr.importance.table import Features
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--rows", type=int, default=100_000, help="clips to score")
     parser.add_argument("--dim", type=int, default=256, help="features a modality (mean and deviation of 128)")
-    parser.add_argument("--fusion", choices=["dual-gate", "experts"], default="dual-gate", help="kind of network")
+    parser.add_argument("--fusion", choices=list(NETWORKS), default="dual-gate", help="kind of network")
     parser.add_argument("--threads", type=int, default=2, help="threads of the arithmetic")
     args = parser.parse_args()
     if min(args.rows, args.dim, args.threads) < 1:

@@ -17,6 +17,7 @@ dominant modality, which no method is told.
 
 import argparse
 import random
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ METHODS: dict[str, dict[str, str]] = {
 FITTED: dict[str, dict[str, Any]] = {"plain concatenation": {"unimodal_weight": 0.0, "modality_dropout": 0.0}}
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODALITIES = ("video", "audio")
-STYLES = dict(zip((*METHODS, "oracle"), ("*:", "s:", "v:", "^--", "D--", "o-", "P-", "x-"), strict=True))
-HUES = dict(zip(STYLES, ("#888888", *COLOURS, "#56B4E9", "#E69F00", "black"), strict=True))
+STYLES = dict(zip((*METHODS, "oracle"), cycle(("*:", "s:", "v:", "^--", "D--", "o-", "P-", "x-")), strict=False))
+HUES = dict(zip(STYLES, cycle(("#888888", *COLOURS, "#56B4E9", "#E69F00", "black")), strict=False))
 
 
 def arguments() -> argparse.Namespace:

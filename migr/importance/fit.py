@@ -17,6 +17,7 @@ from torch import Tensor
 
 from migr.errors import InputError
 from migr.importance.networks.attribution import importance_of
+from migr.importance.networks.interface import FusionNet, FusionOutput
 from migr.importance.networks.reading import fusion_loss, log_likelihood
 from migr.importance.networks.vat import adversarial_loss
 from migr.importance.store import build, fingerprint
@@ -81,7 +82,7 @@ class CrossScores(NamedTuple):
     scores: Scores
     fold: Tensor  # (n,) fold that a train clip was left out in; -1: scored by `net`
     models: tuple[str, ...]  # n fingerprints of the scoring networks
-    net: Any  # fitted on all train clips
+    net: FusionNet  # fitted on all train clips
 
 
 def predicted(logits: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def support(logits: Tensor, target: Tensor) -> Tensor:
 
 def fit(
     features: Features, target: Tensor, n_classes: int, config: FitConfig, fusion: str = "dual-gate", **shape: Any
-) -> Any:
+) -> FusionNet:
     """Fit one network; deterministic on one machine.
 
     Args:
@@ -106,7 +107,7 @@ def fit(
         target: (n,) class indices, or scores.
         n_classes: Number of emotions in the label set; 1 for scores.
         config: How.
-        fusion: Kind of network, a key of `store.NETS`.
+        fusion: Kind of network, a key of `store.NETWORKS`.
         shape: Other fields of its configuration (`hidden`, `tau`, ...).
 
     Raises:
@@ -140,7 +141,8 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-    return net.eval()
+    net.eval()
+    return net
 
 
 def drop_modalities(present: Tensor, rate: float) -> Tensor:
@@ -152,7 +154,7 @@ def drop_modalities(present: Tensor, rate: float) -> Tensor:
 
 
 @torch.inference_mode()
-def score(net: Any, features: Features, label: Tensor, batch_size: int = 512) -> Scores:
+def score(net: FusionNet, features: Features, label: Tensor, batch_size: int = 512) -> Scores:
     """Score clips in batches; time and memory are linear in them.
 
     Args:
@@ -192,7 +194,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
     return Scores._make([*columns, {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts}])
 
 
-def leave_one_out(net: Any, out: Any, target: Tensor) -> Tensor:
+def leave_one_out(net: FusionNet, out: FusionOutput, target: Tensor) -> Tensor:
     """What each modality's absence costs: support from all − support without m, (n, M); NaN as in `Scores.drop`."""
     columns = []
     for m in range(out.present.shape[1]):

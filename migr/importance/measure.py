@@ -1,7 +1,7 @@
 """What the importance stage reports: one line a clip, and figures for each split."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from migr.errors import InputError
 from migr.files.records import Row
 from migr.importance import trust
 from migr.importance.fit import CrossScores, Scores, alternatives
-from migr.importance.networks.experts import EXPERTS, collapse
+from migr.importance.networks.experts import collapse
 from migr.importance.table import is_score, known
 
 LIMIT = 3.0  # of sentiment scores (CMU-MOSI's scale)
@@ -59,7 +59,7 @@ def row_of(
     if min_margin:
         row["certain"] = margin >= min_margin
     for name, values in scores.parts.items():
-        row[name] = weights(values, EXPERTS if name == "experts" else modalities)
+        row[name] = weights(values, result.net.axes.get(name, modalities))
     return {**row, "fold": fold if fold >= 0 else None, "model": result.models[i]}
 
 
@@ -152,6 +152,7 @@ def trust_of(
     fitted_label: Tensor,
     modalities: Sequence[str],
     mllm: Tensor,
+    axes: Mapping[str, tuple[str, ...]],
 ) -> Row:
     """How far the scores of one split can be trusted.
 
@@ -163,6 +164,7 @@ def trust_of(
         fitted_label: Their labels.
         modalities: Names on the M axis.
         mllm: (n, M) of `mllm.answer_drops`, NaN for clips that were not asked about.
+        axes: `FusionNet.axes` of the network that gave the scores.
     """
     truth, dominant = truth_of(clips, modalities), scores.importance.argmax(1)
     one_out = trust.largest(scores.drop)
@@ -181,8 +183,6 @@ def trust_of(
     }
     several = scores.present.sum(1) > 1
     for name, weights in scores.parts.items():
-        if several.any() and (
-            message := collapse(weights[several], EXPERTS if name == "experts" else tuple(modalities))
-        ):
+        if several.any() and (message := collapse(weights[several], axes.get(name, tuple(modalities)))):
             figures["collapse"][name] = message
     return {**figures, "mllm_asked": int(queried.sum())}

@@ -16,6 +16,7 @@ from migr.errors import InputError
 from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.importance import features as towers
 from migr.importance.fit import FitConfig, alternatives, cross_score, drop_modalities, fit, score
+from migr.importance.networks.attribution import importance_of
 from migr.importance.networks.dual_gate import DualGateFusion, FusionConfig
 from migr.importance.networks.reading import fusion_loss
 from migr.importance.store import fingerprint, load, save
@@ -97,7 +98,7 @@ def test_contributions_split_the_targets_logit_exactly():
     out = net(features.values, features.present)
     centred = out.logits - net.head.bias
     expected = centred.gather(1, label[:, None])[:, 0] - centred.mean(1)
-    assert torch.allclose(net.contributions(out, label).sum(1), expected, atol=1e-5)
+    assert torch.allclose(net.attribute(out, label).sum(1), expected, atol=1e-5)
     assert torch.allclose(out.carried.sum(1), (out.gate[..., None] * out.hidden).sum(1), atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_without_attention_a_contribution_is_the_gated_share_of_its_own_modality
     out = net(features.values, features.present)
     w = net.head.weight
     plain = out.gate * (torch.einsum("nmd,nd->nm", out.hidden, w[label]) - (out.hidden @ w.mean(0)))
-    assert torch.allclose(net.contributions(out, label), plain, atol=1e-5)
+    assert torch.allclose(net.attribute(out, label), plain, atol=1e-5)
 
 
 def test_what_a_modality_heard_from_another_is_credited_to_the_other():
@@ -120,7 +121,7 @@ def test_what_a_modality_heard_from_another_is_credited_to_the_other():
     features, present = {"video": torch.randn(5, 8), "audio": torch.randn(5, 8)}, torch.ones(5, 2, dtype=torch.bool)
     out = net(features, present)
     assert out.hidden[:, 0].abs().max() > 0.01 and (out.carried[:, 0] == 0).all()
-    assert (net.contributions(out, torch.zeros(5, dtype=torch.long))[:, 0] == 0).all()
+    assert (net.attribute(out, torch.zeros(5, dtype=torch.long))[:, 0] == 0).all()
 
 
 def test_where_nothing_speaks_for_the_target_the_gate_is_the_importance():
@@ -128,9 +129,9 @@ def test_where_nothing_speaks_for_the_target_the_gate_is_the_importance():
     net = fit(features, label, 7, FitConfig(epochs=10))
     out = net(features.values, features.present)
     lowest = out.logits.argmin(1)
-    silent = net.contributions(out, lowest).max(1).values <= 0
+    silent = net.attribute(out, lowest).max(1).values <= 0
     assert silent.any()
-    assert torch.equal(net.importance(out, lowest)[silent], out.gate[silent])
+    assert torch.equal(importance_of(net.attribute(out, lowest), out.gate, out.present)[silent], out.gate[silent])
 
 
 def test_the_entropy_gate_prefers_the_surer_modality_and_the_loss_counts_present_heads_only():

@@ -1,7 +1,7 @@
 """Concatenation, the fusion that the gates are compared with."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class ConcatFusion(nn.Module):
     It reads the modalities with the same `Reading` as the gated networks and learns with the same losses, so that only
     the way of fusing differs.
     """
+
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: ConcatConfig) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ The order of the parts (unimodal reading, cross-modal attention, two gates, one 
 (arXiv 2510.01677), whose formulas are not public. The formulas here are ours:
 
     u_m = projection of the standardised features x_m            p_m = softmax(unimodal head of u_m)
-    h   = u + attention over the clip's present modalities (kept apart by source, see `contributions`)
+    h   = u + attention over the clip's present modalities (kept apart by source, see `attribute`)
     e   = softmax_m(-H(p_m) / tau)       entropy gate: a modality that is sure of its reading counts more
     s   = softmax_m(MLP([h]))            importance gate: learned from the label
     g   = alpha e + (1 - alpha) s        alpha = sigmoid(theta), one learned number
@@ -16,12 +16,12 @@ network gives a sentiment score instead of logits (`reading.Reading` says what H
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from migr.importance.networks.attribution import importance_of, side
+from migr.importance.networks.attribution import side
 from migr.importance.networks.reading import Reading, entropy_of, masked_softmax
 
 GATES = ("both", "entropy", "importance", "equal")
@@ -75,6 +75,8 @@ class FusionOutput(NamedTuple):
 
 class DualGateFusion(nn.Module):
     """The fusion network. It takes raw features and standardises them by statistics that are saved with its weights."""
+
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class DualGateFusion(nn.Module):
         weights = masked_softmax(scores, present[:, None, None]) * present[:, None, :, None]
         return self.out(torch.einsum("nhts,nshd->ntshd", weights, v).reshape(n, m, m, d))
 
-    def contributions(self, out: FusionOutput, target: Tensor) -> Tensor:
+    def attribute(self, out: FusionOutput, target: Tensor) -> Tensor:
         """How far each modality lifts the target's logit above the average logit: c, (n, M), signed. Ours.
 
         c_m = w_y·z_m − mean_k w_k·z_m, where z_m is what the fused vector z = Σ_m g_m h_m holds from m. Without
@@ -157,11 +159,3 @@ class DualGateFusion(nn.Module):
             return out.carried @ self.head.weight[0] * side(target)[:, None]
         centred = self.head.weight - self.head.weight.mean(0)
         return torch.einsum("nmd,nd->nm", out.carried, centred[target])
-
-    def attribute(self, out: FusionOutput, target: Tensor) -> Tensor:
-        """`contributions`, by the name and with the arguments that all networks share."""
-        return self.contributions(out, target)
-
-    def importance(self, out: FusionOutput, target: Tensor) -> Tensor:
-        """Importance of each modality for the target, (n, M); see `importance_of`."""
-        return importance_of(self.contributions(out, target), out.gate, out.present)

@@ -17,7 +17,7 @@ The logits do not split by modality, so importance is read off by exact Shapley 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,9 @@ class ExpertOutput(NamedTuple):
 
 
 class ExpertFusion(nn.Module):
-    """The network; same interface as `DualGateFusion`."""
+    """The network."""
+
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {"experts": EXPERTS}
 
     def __init__(self, config: ExpertConfig) -> None:
         super().__init__()
