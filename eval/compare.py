@@ -104,7 +104,7 @@ def changed(sides: Sequence[Side], rows: Sequence[Ints], outcomes: Sequence[Ints
     """The clips whose cell is not the same in all runs, with each run's cell, answer and judgement."""
 
     def word(code: int) -> str | None:
-        return None if code == MISSING else labels.labels[code]
+        return None if code < 0 else labels.labels[code]
 
     cells = np.array([CELL_OF[outcome] for outcome in range(OUTCOMES)])
     named = [cells[outcome] for outcome in outcomes]

@@ -6,7 +6,8 @@
     python eval/consistency.py --predictions FILE --judgements FILE --labels dfew --out DIR    (arithmetic, no torch)
 
 FILE is a predictions.jsonl, or what another system wrote: `id|text` lines (R1-Omni, ERV), a JSON list with
-`conversations`, `{id: text}`, or CSV; where it has no labels, `--truth` names a table of them. It is converted to
+`conversations`, `{id: text}`, `{"results": [...]}` (Video-R1), CSV or XLSX, JSONL of ms-swift or LLaMA-Factory (its
+rows name no clips: `--by_order`); where it has no labels, `--truth` names a table of them. It is converted to
 predictions.jsonl first, so that nothing is counted in two ways.
 
 A judge sees the reasoning alone, without tags and answer. It is one of
@@ -30,7 +31,7 @@ from typing import Any
 from eval.figures import tally
 from eval.figures.metrics import measure
 from eval.page.browser import Run
-from eval.page.tables import percent, print_table
+from eval.page.tables import percent, print_table, unread
 from eval.report import write_page
 from eval.run import predict
 from eval.run.options import arguments, settings_of
@@ -40,7 +41,8 @@ from migr.files.fingerprint import file_digest
 from migr.files.records import Row, digest, iter_jsonl, write_environment, write_json
 from migr.judge import close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, labelled_texts, reliability
-from migr.sources import predictions as readers
+from migr.sources.predictions import Reading, convert
+from migr.text.labels import SHIPPED as SHIPPED_SETS
 from migr.text.labels import LabelSet, label_set
 
 
@@ -52,6 +54,24 @@ def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
         return labelled_texts(Path(given), labels)
     known = {row["emotion"] for row in iter_jsonl(SHIPPED)}
     return labelled_texts(SHIPPED, labels) if all(labels.canonical(emotion) for emotion in known) else []
+
+
+def notes(metrics: Row, labels: LabelSet, count_missing: bool) -> list[str]:
+    """What a reader of the figures must not miss: answers that were not read, clips that nobody predicted."""
+    lines = []
+    words = [word for word in metrics["unread_answers"] if word != tally.NO_ANSWER]
+    if metrics["n_unparseable"]:
+        lines.append(f"{metrics['n_unparseable']} of {metrics['n']} responses name none of the labels and are wrong: ")
+        lines[-1] += unread(metrics["unread_answers"])
+    if words:
+        first = f"`extends: {labels.name}` and " if labels.name in SHIPPED_SETS else ""
+        lines.append(f"to read such a word as a label, give --labels a file with {first}lines like `LABEL: {words[0]}`")
+    if missing := metrics.get("n_without_prediction"):
+        counted = (
+            "they count as wrong" if count_missing else "they are not counted; --count_missing counts them as wrong"
+        )
+        lines.append(f"{missing} clips of --truth have no prediction: {counted}")
+    return lines
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -92,12 +112,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     else:
         config = {"predictions": file_digest(predictions), "labels": labels.labels, **judging}
         files = [args.out / "judgements.jsonl"] if judge is not None else []
-        if readers.needs_conversion(predictions, args.format, args.truth):
+        reading = Reading(args.format, args.truth, args.split, args.by_order, args.count_missing)
+        if reading.needed(predictions):
             files.append(args.out / "predictions.jsonl")
             config["truth"] = file_digest(args.truth) if args.truth else None
-            reading = (predictions, args.out / "predictions.jsonl", labels, args.format, args.truth)
+            config |= {"by_order": True} if args.by_order else {}
+            config |= {"count_missing": True} if args.count_missing else {}
             claim(args.out, config, files, args.overwrite)
-            read = readers.convert(*reading)
+            read = convert(predictions, files[-1], labels, reading)
             predictions = files[-1]
     table = tally.read_predictions(predictions, labels)
     if dominants is not None:
@@ -124,6 +146,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     columns = (table.labels, table.answers, table.judgements)
     metrics = measure(*columns, labels.labels, table.first, table.dominants, args.resamples, args.seed)
     metrics |= {"judge": judge_facts, "settings": settings_of(args, labels, read), "synonyms": labels.synonyms}
+    metrics["unread_answers"] = dict(table.unread.most_common(20))
+    if "n_without" in read:
+        metrics["n_without_prediction"] = read["n_without"]
     if args.predictions is None:
         metrics["n_quarantined"] = len(predict.quarantined(args.out))
     write_json(args.out / "metrics.json", metrics)
@@ -132,6 +157,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     run = Run(name, metrics, labels, predictions, judgements, args.importance, args.clips)
     write_page(args.out / "report.html", [run])
     print_table({name: metrics})
+    for line in notes(metrics, labels, args.count_missing):
+        print(f"evaluation: {line}")
     if judge_facts and judge_facts.get("usage"):
         print("judge: " + ", ".join(f"{key} {value}" for key, value in judge_facts["usage"].items()))
     print(

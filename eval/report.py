@@ -19,7 +19,7 @@ from typing import Any
 from markupsafe import Markup
 
 from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
-from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent
+from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent, unread
 from migr.errors import InputError, Parser, exit_on_input_error
 from migr.files.records import atomic
 from migr.page import clean, data_uri, environment
@@ -69,7 +69,7 @@ def write_page(
     rows = collect(runs, out, copy_clips)
     metrics = {run.name: run.metrics for run in runs}
     templates = environment(_HERE)
-    templates.filters.update(percent=percent, interval=interval, count=count)
+    templates.filters.update(percent=percent, interval=interval, count=count, unread=unread)
     settings = {run.name: run.metrics["settings"] for run in runs if run.metrics.get("settings")}
     script = (_HERE / "page.js").read_text(encoding="utf-8") if rows.clips else ""
     page = templates.get_template("report.html.j2").stream(

@@ -21,13 +21,16 @@ Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 MISSING = -1  # an answer that is no known label, a failed judgement, no segment, no importance
+WITHOUT = -2  # in place of a judgement: the answer came without any reasoning to judge
 
 # What happened to a clip. RIGHT and WRONG speak of the answer, CONSISTENT of judge == label.
 _UNPARSEABLE, _RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _RIGHT_FAILED = range(4)
 _WRONG_CONSISTENT, _WRONG_SAME, _WRONG_OTHER, _WRONG_FAILED = range(4, 8)  # SAME: the judge names the (wrong) answer
-OUTCOMES, STARTS = 8, 3  # start: 0 unknown, 1 with another modality, 2 with the dominant one
+_RIGHT_WITHOUT, _WRONG_WITHOUT = 8, 9  # without reasoning
+OUTCOMES, STARTS = 10, 3  # start: 0 unknown, 1 with another modality, 2 with the dominant one
 
-RIGHT = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _RIGHT_FAILED)
+_RIGHT_REASONED = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _RIGHT_FAILED)
+RIGHT = (*_RIGHT_REASONED, _RIGHT_WITHOUT)
 RIGHT_JUDGED = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT)
 _JUDGED = (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT, _WRONG_CONSISTENT, _WRONG_SAME, _WRONG_OTHER)
 CELLS = {
@@ -38,13 +41,15 @@ CELLS = {
 }
 # The cell of each outcome by name; clips outside the four cells have names of their own.
 CELL_OF = {outcome: name for name, outcomes in CELLS.items() for outcome in outcomes}
-CELL_OF |= {_UNPARSEABLE: "unparseable", _RIGHT_FAILED: "right_not_judged", _WRONG_FAILED: "wrong_not_judged"}
+CELL_OF |= {_UNPARSEABLE: "unparseable"}
+CELL_OF |= dict.fromkeys((_RIGHT_FAILED, _RIGHT_WITHOUT), "right_not_judged")
+CELL_OF |= dict.fromkeys((_WRONG_FAILED, _WRONG_WITHOUT), "wrong_not_judged")
 # Each rate as (outcomes counted, outcomes in the denominator). UAR and the start are not of this form.
 _RATES = {
     "war": (RIGHT, tuple(range(OUTCOMES))),
     "inconsistent_among_correct": ((RIGHT_INCONSISTENT,), (_RIGHT_CONSISTENT, RIGHT_INCONSISTENT)),
     "inconsistent_among_all": ((RIGHT_INCONSISTENT,), tuple(range(OUTCOMES))),
-    "inconsistent_among_correct_worst": ((RIGHT_INCONSISTENT, _RIGHT_FAILED), RIGHT),
+    "inconsistent_among_correct_worst": ((RIGHT_INCONSISTENT, _RIGHT_FAILED), _RIGHT_REASONED),
     "eea": ((_RIGHT_CONSISTENT, _WRONG_CONSISTENT), _JUDGED),
     "fcr": ((_RIGHT_CONSISTENT,), _JUDGED),
     "epc": ((_RIGHT_CONSISTENT, _WRONG_SAME), _JUDGED),
@@ -67,7 +72,8 @@ def measure(
     Args:
         labels: (n,) the true class of each clip, an index into `classes`.
         answers: (n,) the class that the model answered, or `MISSING` where there is no single known answer.
-        judgements: (n,) the class that the judge read from the reasoning, or `MISSING` where it failed.
+        judgements: (n,) the class that the judge read from the reasoning, `MISSING` where it failed, or `WITHOUT` where
+            there is no reasoning.
         classes: The names of the label set.
         first: (n,) the modality of the reasoning's first segment, an index into `MODALITIES`, or `MISSING` where the
             reasoning has no segments (then nobody can say how it starts, and the clip does not count).
@@ -76,9 +82,10 @@ def measure(
         seed: Seed of the resamples.
 
     Returns:
-        The counts `n`, `n_unparseable`, `n_judge_failed`, `n_classes` (classes present in the labels), the `cells`, and
-        for each name in `RATES` the rate as a fraction, `<name>_ci95` as [low, high] and its denominator `<name>_n`. A
-        rate with denominator 0 is None and so is its interval. `per_class` and `per_dominant` hold the same for the
+        The counts `n`, `n_unparseable`, `n_judge_failed`, `n_without_reasoning` (answers alone), `n_classes` (classes
+        present in the labels), the `cells`, and for each name in `RATES` the rate as a fraction, `<name>_ci95` as
+        [low, high] and its denominator `<name>_n`. A rate with denominator 0 is None and so is its interval.
+        `per_class` and `per_dominant` hold the same for the
         clips of one label or dominant modality (`war` of a class is its recall). `confusion` counts labels x answers,
         `confusion_judged` labels x judgements.
         A rate of exactly 0 or 1 has an interval of width 0 (nothing can vary in a resample): read its denominator.
@@ -129,7 +136,7 @@ def _tally(
     """Add some clips to the joint table (label, outcome, start, dominant), to labels x answers and x judgements."""
     classes, modalities = len(confusion), len(MODALITIES)
     assert labels.min() >= 0 and max(labels.max(), answers.max(), judgements.max()) < classes, "no such class"
-    assert min(answers.min(), judgements.min(), first.min(), dominants.min()) >= MISSING, "no such code"
+    assert min(answers.min(), first.min(), dominants.min()) >= MISSING and judgements.min() >= WITHOUT, "no such code"
     assert max(first.max(), dominants.max()) < modalities, "no such modality"
     outcome = outcome_of(labels, answers, judgements)
     start = start_of(first, dominants)
@@ -137,18 +144,20 @@ def _tally(
     code = np.ravel_multi_index((labels, outcome, start, dominant), table.shape)
     table += np.bincount(code, minlength=table.size).reshape(table.shape)
     for counts, found in ((confusion, answers), (judged, judgements)):
-        cell = labels * (classes + 1) + np.where(found == MISSING, classes, found)
+        cell = labels * (classes + 1) + np.where(found < 0, classes, found)
         counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
 
 
 def outcome_of(labels: Ints, answers: Ints, judgements: Ints) -> Ints:
     """What happened to each clip: (n,) codes below `OUTCOMES`."""
-    unparseable, failed = answers == MISSING, judgements == MISSING
+    unparseable, failed, without = answers == MISSING, judgements == MISSING, judgements == WITHOUT
     right, consistent, same = answers == labels, judgements == labels, judgements == answers
     return np.select(
-        [unparseable, right & failed, right & consistent, right, failed, consistent, same],
+        [unparseable, right & without, without, right & failed, right & consistent, right, failed, consistent, same],
         [
             _UNPARSEABLE,
+            _RIGHT_WITHOUT,
+            _WRONG_WITHOUT,
             _RIGHT_FAILED,
             _RIGHT_CONSISTENT,
             RIGHT_INCONSISTENT,
@@ -176,6 +185,7 @@ def _figures(counts: Floats, draws: Floats, cells: Ints, classes: int) -> dict[s
         "n": int(counts.sum()),
         "n_unparseable": total([_UNPARSEABLE]),
         "n_judge_failed": total([_RIGHT_FAILED, _WRONG_FAILED]),
+        "n_without_reasoning": total([_RIGHT_WITHOUT, _WRONG_WITHOUT]),
         "n_classes": len(np.unique(label)),
         "cells": {name: total(outcomes) for name, outcomes in CELLS.items()},
     }

@@ -6,6 +6,7 @@ and five small integers. Where a clip has to be named (in an error, in a list) i
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.figures.metrics import MISSING
+from eval.figures.metrics import MISSING, WITHOUT
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl
 from migr.text.format import MODALITIES, parse
-from migr.text.labels import LabelSet
+from migr.text.labels import LabelSet, bare_word
 
 PREDICTION_KEYS = ("clip_id", "label", "response")
+NO_ANSWER = "(no answer)"
+_LONGEST_WORD, _MOST_WORDS = 40, 10_000
 JUDGEMENT_KEYS = ("clip_id", "judge", "emotion")
 
 
@@ -43,6 +46,7 @@ class Tally:
     first: "array[int]" = field(default_factory=_codes)
     judgements: "array[int]" = field(default_factory=_codes)
     dominants: "array[int]" = field(default_factory=_codes)
+    unread: Counter[str] = field(default_factory=Counter)  # answers that are no known label, in their own words
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -77,26 +81,30 @@ def read_predictions(path: Path, labels: LabelSet) -> Tally:
         tally.labels.append(_label(where, "label", row["label"], labels, index))
         if not isinstance(row["response"], str):
             raise InputError(f"{where}: response must be text, not {type(row['response']).__name__}")
-        response = parse(row["response"]) if not ("answer" in row and "order" in row) else None
-        answer = row["answer"] if "answer" in row else response and response.label(labels)
+        response = None if row.get("answer") and row.get("order") else parse(row["response"])
+        answer = row["answer"] if "answer" in row or response is None else response.label(labels)
         if answer is not None and not isinstance(answer, str):
             raise InputError(f"{where}: answer must be a label or null, not {answer!r}")
         known = labels.canonical(answer) if answer is not None else None
         tally.answers.append(index[known] if known is not None else MISSING)
-        order = row["order"] if "order" in row else response and list(response.order)
+        if known is None:
+            _note(tally.unread, answer or " / ".join(response.answers[:3] if response else ()))
+        order = row["order"] if "order" in row or response is None else list(response.order)
         if not isinstance(order, list) or any(modality not in MODALITIES for modality in order):
             raise InputError(f"{where}: order must be a list of {', '.join(MODALITIES)}, not {order!r}")
         tally.first.append(MODALITIES.index(order[0]) if order else MISSING)
+        tally.judgements.append(MISSING if order or response is None or response.plain else WITHOUT)
     if not len(tally):
         raise InputError(f"{path}: no predictions in it")
     _unique(path, tally.clips)
-    tally.judgements.extend([MISSING] * len(tally))
     tally.dominants.extend([MISSING] * len(tally))
     return tally
 
 
 def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
-    """Read judgements.jsonl into the tally; returns the judge's name. Clips without a judgement stay MISSING.
+    """Read judgements.jsonl into the tally; returns the judge's name.
+
+    Clips without a judgement stay MISSING, and those without reasoning WITHOUT, whatever a judge said of nothing.
 
     Raises:
         InputError: A clip that has no prediction or comes twice, an emotion outside the set, more than one judge.
@@ -115,7 +123,8 @@ def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
         name = clip_at(path, int(np.argmax(rows == MISSING)))
         raise InputError(f"{path}: clip {name!r}: judged, but not among the predictions: is this another run's file?")
     _unique(path, clips)
-    np.frombuffer(tally.judgements, np.int16)[rows] = codes
+    column = np.frombuffer(tally.judgements, np.int16)
+    column[rows] = np.where(column[rows] == WITHOUT, WITHOUT, codes)
     return judge or "no judgements"
 
 
@@ -146,6 +155,13 @@ def add_dominants(tally: Tally, dominants: Dominants) -> None:
 def clip_at(path: Path, row: int) -> str:
     """The clip id in a row of a file, counted from 0."""
     return next(islice(iter_jsonl(path), row, None))["clip_id"]
+
+
+def _note(unread: Counter[str], answer: str) -> None:
+    """Count an answer that is no known label; so many different ones are kept that memory stays small."""
+    word = bare_word(answer)[:_LONGEST_WORD] or NO_ANSWER
+    if word in unread or len(unread) < _MOST_WORDS:
+        unread[word] += 1
 
 
 def _rows(path: Path, keys: tuple[str, ...], clips: "array[int]") -> Iterator[tuple[str, Row]]:

@@ -197,7 +197,7 @@ def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: 
             raise InputError(f"{where}: clip {name!r} has label {label!r} here and {known!r} in another run")
         response = parse(text)
         parts, raw = parts_of(response), response.answer
-        answer = row.get("answer", raw)
+        answer = row.get("answer", response.label(labels) or raw)
         known = labels.canonical(answer) if isinstance(answer, str) else None
         if known is None and raw is None:
             parts = [(None, text)]  # as it stands: one wants to see why there is no answer

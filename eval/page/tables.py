@@ -28,6 +28,8 @@ COUNTS = (
     ("n", "Clips"),
     ("n_unparseable", "Unparseable responses"),
     ("n_judge_failed", "Failed judgements"),
+    ("n_without_reasoning", "Answers without reasoning"),
+    ("n_without_prediction", "Clips without a prediction"),  # of a truth table
     ("n_quarantined", "Quarantined clips"),  # of runs that generated
 )
 
@@ -53,6 +55,8 @@ def print_table(runs: Mapping[str, Metrics]) -> None:
     for key, label in COUNTS:
         if any(key in metrics for metrics in runs.values()):
             table.add_row(label, *(Text(count(metrics[key]) if key in metrics else "–") for metrics in runs.values()))
+    if any(metrics.get("unread_answers") for metrics in runs.values()):
+        table.add_row("Answers not read", *(Text(unread(metrics.get("unread_answers"))) for metrics in runs.values()))
     table.add_row("Judge's own accuracy", *(Text(reliability(metrics.get("judge"))) for metrics in runs.values()))
     Console().print(table)
 
@@ -64,6 +68,12 @@ def reliability(judge: Mapping[str, Any] | None) -> str:
     if judge["accuracy"] is None:
         return f"{clean(judge['name'])}: reliability not measured"
     return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']})"
+
+
+def unread(answers: Mapping[str, int] | None, most: int = 8) -> str:
+    """The most frequent answers that are no known label: `worried 14, frustrated 5`."""
+    words = [f"{clean(word)} {number:,}" for word, number in list((answers or {}).items())[:most]]
+    return ", ".join([*words, "…"] if len(answers or {}) > most else words)
 
 
 def percent(rate: float | None) -> str:

@@ -11,10 +11,12 @@ import yaml
 
 from eval.run import predict
 from migr.errors import InputError, Parser
-from migr.sources.predictions import FORMATS
+from migr.sources.foreign import FORMATS
 from migr.text.labels import LabelSet
 
 CACHE = Path.home() / ".cache" / "migr" / "judgements.sqlite"
+_BY_ORDER = "rows name no clips: pair them with --truth by their order (without --truth: number them)"
+_COUNT_MISSING = "clips of --truth without a prediction count as wrong"
 _HIDE = "the judge does not see words that name an emotion"
 
 
@@ -37,6 +39,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add("--predictions", type=Path, help="predictions.jsonl (clip_id, label, response), or what another system wrote")
     add("--format", choices=FORMATS, default="auto", help="its format; auto tells it from the content")
     add("--truth", type=Path, help="table of the clips' labels, for predictions without: clips.jsonl, CSV, JSON, …")
+    add("--by_order", action=argparse.BooleanOptionalAction, default=False, help=_BY_ORDER)
+    add("--count_missing", action=argparse.BooleanOptionalAction, default=False, help=_COUNT_MISSING)
     add("--judgements", type=Path, help="judgements.jsonl: clip_id, judge, emotion")
     add("--judge", help="who reads the reasoning: lexicon, DIR, llm:DIR or endpoint:URL#MODEL (see above)")
     add("--judge_check", help="JSONL with text and emotion to measure the judge on; none (default: the shipped texts)")
@@ -88,8 +92,10 @@ def arguments(argv: Sequence[str], description: str | None) -> argparse.Namespac
         raise InputError(f"{missing[0]} is missing: give --clips, --model and --judge, or --predictions")
     elif args.judgements is not None:
         raise InputError("--judgements belongs to --predictions; what is generated here is judged by --judge")
-    elif args.format != "auto" or args.truth is not None:
-        raise InputError("--format and --truth describe --predictions")
+    elif args.format != "auto" or args.truth is not None or args.by_order:
+        raise InputError("--format, --truth and --by_order describe --predictions")
+    if args.count_missing and args.truth is None:
+        raise InputError("--count_missing needs --truth: the table of the clips that there should be")
     if args.judge_check is not None and args.judge is None:
         raise InputError("--judge_check needs --judge: the judge to measure")
     if args.engine == "auto":  # resolved here, so that the run's record says what generated
@@ -133,13 +139,15 @@ def settings_of(args: argparse.Namespace, labels: LabelSet, read: dict[str, Any]
     }
     if args.predictions is not None:
         given = ("predictions", "truth", "judgements", "importance")
-        counted = {
+        counted = "counted as wrong" if args.count_missing else "not counted (--count_missing does)"
+        facts = {
             "format": read.get("format"),
             "put into tags": read.get("n_wrapped"),
-            "without a prediction": read.get("n_without"),
+            "paired": "by order" if args.by_order else None,
+            "without a prediction": read.get("n_without") and f"{read['n_without']}, {counted}",
         }
         files = {name: str(getattr(args, name)) for name in given if getattr(args, name)}
-        return {**files, **{name: value for name, value in counted.items() if value}, **shared}
+        return {**files, **{name: value for name, value in facts.items() if value}, **shared}
     return {
         **{name: str(getattr(args, name)) for name in ("model", "clips", "split", "importance") if getattr(args, name)},
         **shared,

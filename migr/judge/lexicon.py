@@ -7,27 +7,33 @@ from migr.judge.base import LONGEST, Judgement
 from migr.text.labels import LabelSet
 
 # Cue words by emotion (in DFEW's words). Ours, for descriptions of faces and voices; they cover the planted benchmark's
-# train wording, so that a gold target scores 1, and not its test wording.
+# train wording, so that a gold target scores 1, and not its test wording (hence no "sags", "shouted", "wrinkles", …).
 CUE_WORDS = {
     "happy": """
         smile smiles smiling grin grinning laugh laughs laughing crinkled sparkling twinkling relaxed loose upturned
-        bright lilting singing lively warm warmly bouncing bouncy skipping""",
+        bright lilting singing lively warm warmly bouncing bouncy skipping
+        smiled grins grinned laughed laughter giggle giggles giggling chuckle chuckles chuckling beams beaming""",
     "sad": """
         slanting drooping droop downcast downturned sagging tearful tears weeping sobbing falling sinking weak faded
-        fading dragging slow slowly pauses""",
+        fading dragging slow slowly pauses
+        weep weeps wept sob sobs sobbed droops drooped whimpers whimpering""",
     "neutral": """
         level resting steady straight still flat even plain ordinary moderate regular measured expressionless""",
     "angry": """
         lowered frown frowning glare glaring stare clenched pressed tight harsh rough growl growling shout shouting
-        booming hammering stabbing""",
+        booming hammering stabbing
+        frowns frowned glares glared growls shouts yells yelled yelling scowl scowls scowling snarls""",
     "surprise": """
-        arched shot wide round dropped agape sudden jump leap leaping swelling surges gasp gasps""",
+        arched shot wide round dropped agape sudden jump leap leaping swelling surges gasp gasps
+        gasped jumped leaps gapes gaping""",
     "disgust": """
         uneven dipped squint squinting narrowed curled wrinkled creaky nasal grumbling muttered drawl drawling
-        sneer sneering""",
+        sneer sneering
+        sneers squints grimace grimaces grimacing gags gagging retches retching""",
     "fear": """
         tense pinched darting whites quivering stretched trembling trembles shaking hushed breathy panting hurried
-        stammer stammering""",
+        stammer stammering
+        tremble trembled quivers quivered stammers stammered cowers cowering shivers shivering""",
 }
 HEDGES = frozenset({"perhaps", "maybe", "possibly", "might", "may", "unclear", "faint", "faintly", "barely", "seems"})
 NEGATIONS = frozenset({"no", "not", "without", "never", "nor", "isn't", "doesn't", "hardly"})

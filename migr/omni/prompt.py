@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from migr.clips.manifest import Clip
-from migr.text.format import MODALITIES, block
+from migr.text.format import MODALITIES, block, tags
 
 QUESTION = (
     f"Which emotion does the person show: {{labels}}? Reason in {block('think')} about {{streams}}, "
@@ -43,7 +43,8 @@ def question_about(clip: Clip, labels: Iterable[str]) -> str:
 def render_prompt(processor: Any, text: str, video: bool, audio: bool) -> str:
     """Chat text of one user turn, ready for the answer: video, then audio, then `text`; one placeholder a modality.
 
-    The template adds the model's default system message.
+    The template adds the model's default system message. Where it opens the thoughts for the model (Thinking models),
+    that opening is left out: responses and targets open them themselves, once, whatever the template does.
 
     Args:
         processor: A `Qwen2_5OmniProcessor`, or anything with its `apply_chat_template`.
@@ -57,6 +58,8 @@ def render_prompt(processor: Any, text: str, video: bool, audio: bool) -> str:
     if audio:
         content.append({"type": "audio", "audio": ""})
     content.append({"type": "text", "text": text})
-    return processor.apply_chat_template(
+    prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
+    opening = tags("think")[0]
+    return prompt.rstrip().removesuffix(opening) if prompt.rstrip().endswith(opening) else prompt

@@ -23,7 +23,8 @@ MODALITIES = ("video", "audio", "text")
 LONGEST = 20_000  # characters: a longer response has an error, and of a longer reasoning the rest is not read
 _TAGS = tuple(f"<{slash}{name}>" for name in ("think", "answer", *MODALITIES) for slash in ("", "/"))
 _TAG = re.compile("|".join(_TAGS))
-_ANSWER = re.compile(r"<answer>.*?(?:</answer>|\Z)", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+_LONGEST_LABEL = 6  # words: what stands where an answer is looked for, and is longer, is prose
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,32 @@ class Response:
 
     Attributes:
         text: The response as it came.
-        think: The text between the first <think> and the </think> behind it; None if there is none or it is empty.
-        answer: The raw text of the only answer block, else None.
+        think: The thoughts: between the first <think> and the </think> behind it; up to the answer or the end where
+            they are not closed; from the beginning where the prompt has opened them; around the answer block where
+            there is no <think> at all. None if there are none.
+        answers: The raw text of each answer block; one that is not closed goes on to the end of its line. Where there
+            is no block: what stands behind </think>, or the whole response if it has no thoughts, if that is short.
         reasoning: The thoughts as segments and the untagged rest, without an answer that stands among them.
         error: What is not exactly as the format wants it, None if nothing: the strict view (`reward.format`, targets).
+        offset: Where the thoughts begin in the text.
     """
 
     text: str
     think: str | None
-    answer: str | None
+    answers: tuple[str, ...]
     reasoning: Reasoning | None
     error: str | None
+    offset: int
+
+    @property
+    def answer(self) -> str | None:
+        """The raw text of the answer; None if there is none, or several that differ."""
+        return self.answers[0] if len({answer.casefold() for answer in self.answers}) == 1 else None
 
     def label(self, labels: LabelSet) -> str | None:
-        """The one known label that the response answers, or None. The rest of the format does not matter here."""
-        return labels.canonical(self.answer) if self.answer else None
+        """The one known label that the response answers, or None: two answers must name the same."""
+        named = {labels.canonical(answer) for answer in self.answers}
+        return named.pop() if len(named) == 1 else None
 
     @property
     def hides_answer(self) -> bool:
@@ -105,7 +117,7 @@ class Response:
         """The reasoning's segments and its untagged sentences, in the order in which they stand."""
         if self.think is None:
             return ()
-        think, offset = _blank_answers(self.think), self.text.index(self.think, self.text.index("<think>") + 7)
+        think, offset = _blank_answers(self.think), self.offset
         parts: list[Part] = []
         position = 0
         for tagged in _tagged(think)[0]:
@@ -130,44 +142,68 @@ class Response:
 
 
 def parse(text: str) -> Response:
-    """Take a response apart. Never raises; what is not there is None.
+    """Take a response apart, leniently: what is not exactly right is in `error`. Never raises.
 
     Args:
         text: Any string. Time is linear in its length.
 
     Returns:
-        The response's parts. The answer is None if there is none or more than one answer block. Free text without
-        modality tags has no segments, and all of it is the conclusion.
+        The response's parts. Free text without modality tags has no segments, and all of it is the conclusion.
     """
-    think, answer = _between(text, "think"), _between(text, "answer")
+    start, end = _thoughts(text)
+    think = text[start:end].strip()
+    reasoning, error = _reasoning(_blank_answers(think)) if think else (None, None)
+    offset = text.index(think, start) if think else start
+    return Response(text, think or None, _answers(text, end), reasoning, _error(text) or error, offset)
+
+
+def _thoughts(text: str) -> tuple[int, int]:
+    """Where the thoughts begin and end in a response; (0, 0) if there are none."""
+    opens, closes = text.find("<think>"), text.find("</think>")
+    if opens >= 0:
+        start = opens + len("<think>")
+        ends = (text.find(tag, start) for tag in ("</think>", "<answer>"))
+        return start, next((end for end in ends if end >= 0), len(text))
+    if closes >= 0:  # the prompt opened them
+        return 0, closes
+    block = _ANSWER.search(text)
+    if block is None:
+        return 0, 0
+    return (0, block.start()) if text[: block.start()].strip() else (block.end(), len(text))
+
+
+def _answers(text: str, think_end: int) -> tuple[str, ...]:
+    answers = []
+    for match in _ANSWER.finditer(text):
+        answer = match[1].strip()
+        if not match[0].endswith("</answer>"):  # not closed: what follows the first line is something else
+            answer = _TAG.split(answer.partition("\n")[0])[0].strip()
+        if answer:
+            answers.append(answer)
+    if not answers and "<answer>" not in text:
+        rest = text[think_end:].removeprefix("</think>").strip()
+        is_label = len(rest) < LONGEST and 0 < len(rest.split()) <= _LONGEST_LABEL and not _TAG.search(rest)
+        answers = [rest] if is_label else []
+    return tuple(answers)
+
+
+def _error(text: str) -> str | None:
+    """What is wrong with the think and answer blocks, if anything; their inside is judged elsewhere."""
     counts = {tag: text.count(tag) for tag in _TAGS[:4]}
-    if counts["<answer>"] > 1 or counts["</answer>"] > 1:
-        answer = None
-    reasoning, error = _reasoning(_blank_answers(think)) if think is not None else (None, None)
-    if wrong := [tag for tag, count in counts.items() if count != 1]:
-        error = f"{wrong[0]} stands {counts[wrong[0]]} times, not once"
-    elif not think or not answer:
-        error = "the think or the answer block is empty or out of order"
-    else:
-        body = text.strip()
-        between = body[body.find("</think>") + 8 : body.find("<answer>")] if "</think>" in body else ""
-        in_order = body.startswith("<think>") and body.endswith("</answer>")
-        if not in_order or body.find("</think>") > body.find("<answer>") or between.strip():
-            error = "text stands outside the think and the answer block, or they are out of order"
-        elif _TAG.search(answer):
-            error = "a tag stands inside the answer"
     if len(text) > LONGEST:
-        error = f"longer than {LONGEST:,} characters"
-    return Response(text, think or None, answer or None, reasoning, error)
-
-
-def _between(text: str, name: str) -> str | None:
-    start = text.find(f"<{name}>")
-    if start < 0:
-        return None
-    start += len(name) + 2
-    end = text.find(f"</{name}>", start)
-    return None if end < 0 else text[start:end].strip()
+        return f"longer than {LONGEST:,} characters"
+    if wrong := [tag for tag, count in counts.items() if count != 1]:
+        return f"{wrong[0]} stands {counts[wrong[0]]} times, not once"
+    body = text.strip()
+    before, think, rest = body.partition("<think>")
+    think, _, rest = rest.partition("</think>")
+    between, _, rest = rest.partition("<answer>")
+    answer, _, after = rest.partition("</answer>")
+    if not think.strip() or not answer.strip():
+        return "the think or the answer block is empty or out of order"
+    if before or between.strip() or after:
+        return "text stands outside the think and the answer block, or they are out of order"
+    return "a tag stands inside the answer" if _TAG.search(answer) else None
 
 
 def _blank_answers(think: str) -> str:

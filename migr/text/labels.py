@@ -1,5 +1,6 @@
 """Label sets and the words that mean their labels."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,20 +23,25 @@ MAFW = (
     "disappointment",
 )
 
-# One family of words per emotion: noun, adjective and close synonyms, as they occur in models' answers.
+# One family of words per emotion: noun, adjective and close synonyms, as they occur in models' answers, and their
+# Chinese names as in the data sets' own annotations.
 _FAMILIES = (
-    ("happy", "happiness", "joy", "joyful", "cheerful", "delighted"),
-    ("sad", "sadness", "sorrow", "sorrowful", "unhappy"),
-    ("neutral", "neutrality", "calm"),
-    ("angry", "anger", "furious", "rage"),
-    ("surprise", "surprised", "astonished", "astonishment"),
-    ("disgust", "disgusted", "repulsed", "revulsion"),
-    ("fear", "fearful", "afraid", "scared", "frightened"),
-    ("contempt", "contemptuous", "scorn", "scornful"),
-    ("anxiety", "anxious", "worried", "nervous"),
-    ("helplessness", "helpless"),
-    ("disappointment", "disappointed"),
+    ("happy", "happiness", "joy", "joyful", "cheerful", "delighted", "高兴", "快乐", "开心", "喜悦", "幸福", "高興"),
+    ("sad", "sadness", "sorrow", "sorrowful", "unhappy", "悲伤", "难过", "伤心", "悲傷", "難過"),
+    ("neutral", "neutrality", "calm", "中性", "中立", "平静", "平靜"),
+    ("angry", "anger", "furious", "rage", "愤怒", "生气", "憤怒", "生氣"),
+    ("surprise", "surprised", "astonished", "astonishment", "惊讶", "惊奇", "吃惊", "驚訝", "驚奇"),
+    ("disgust", "disgusted", "repulsed", "revulsion", "厌恶", "恶心", "反感", "厭惡"),
+    ("fear", "fearful", "afraid", "scared", "frightened", "恐惧", "害怕", "恐懼"),
+    ("contempt", "contemptuous", "scorn", "scornful", "轻蔑", "蔑视", "鄙视", "輕蔑"),
+    ("anxiety", "anxious", "worried", "nervous", "焦虑", "担忧", "紧张", "焦慮"),
+    ("helplessness", "helpless", "无助", "無助"),
+    ("disappointment", "disappointed", "失望"),
 )
+# What may stand around a label: `Answer: **sad**.`, `"sad"`, `<b>sad</b>`, `\\boxed{sad}`.
+_WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}|<(\w+)>([^<>]*)</\2>")
+_PREFIX = re.compile(r"^(?:(?:the )?(?:final )?(?:answer|emotion|label)(?: is)?|答案|情绪|情感)(?:\s*[:：][\s\W]*|是)")
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,27 @@ class LabelSet:
     def canonical(self, text: str) -> str | None:
         """The label that `text` names, or None if it is not exactly one known label or synonym.
 
-        Case, surrounding space and a closing full stop do not matter. "happy or sad" names no label.
+        Case, punctuation, quotes and markup around it do not matter, nor does "Answer:" in front. "happy or sad" names
+        no label.
         """
-        word = text.strip().strip(".!\"'*").strip().casefold()
+        word = text.strip().casefold()
+        if word not in self.labels and word not in self.synonyms:
+            word = bare_word(word)
         return word if word in self.labels else self.synonyms.get(word)
 
     def index(self, label: str) -> int:
         """The position of a canonical label."""
         return self.labels.index(label)
+
+
+def bare_word(text: str) -> str:
+    """A short answer in small letters, without punctuation, quotes, markup and "Answer:" around it."""
+    word = text[:1000].casefold()
+    for _ in range(3):  # `\\boxed{\\text{sad}}`
+        word = _WRAPPED.sub(lambda match: match[1] or match[3] or "", word)
+    for _ in range(2):  # `**Answer:** "sad"`
+        word = _PREFIX.sub("", _EDGES.sub("", word))
+    return " ".join(word.split()).removesuffix("的")
 
 
 def _with_synonyms(name: str, labels: Sequence[str]) -> LabelSet:
@@ -68,35 +87,47 @@ def _with_synonyms(name: str, labels: Sequence[str]) -> LabelSet:
     return LabelSet(name, tuple(labels), synonyms)
 
 
-_SHIPPED = {"dfew": _with_synonyms("dfew", DFEW), "mafw": _with_synonyms("mafw", MAFW)}
+SHIPPED = {"dfew": _with_synonyms("dfew", DFEW), "mafw": _with_synonyms("mafw", MAFW)}
 
 
 def label_set(name: str) -> LabelSet:
     """The label set `dfew`, `mafw`, or one read from a text file.
 
     A file has one label a line, its synonyms after a colon (`happy: joy, joyful`); lines that start with # are skipped.
+    With `extends: dfew` (or mafw) as its first line it adds synonyms and labels to that set: `fear: worried`.
 
     Raises:
         InputError: Neither a shipped name nor a file; an empty set; a word that stands there twice.
     """
-    if name in _SHIPPED:
-        return _SHIPPED[name]
+    if name in SHIPPED:
+        return SHIPPED[name]
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"labels {name!r}: neither one of {', '.join(_SHIPPED)} nor a file with one label a line")
+        raise InputError(f"labels {name!r}: neither one of {', '.join(SHIPPED)} nor a file with one label a line")
     labels: list[str] = []
     synonyms: dict[str, str] = {}
+    base: LabelSet | None = None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         line = line.strip().casefold()
         if not line or line.startswith("#"):
             continue
         label, _, rest = (part.strip() for part in line.partition(":"))
-        words = [label, *(word.strip() for word in rest.split(",") if word.strip())]
-        for word in words:
+        if label == "extends":
+            if labels or rest not in SHIPPED:
+                raise InputError(f"{path}:{number}: `extends: dfew` or `extends: mafw` stands in the first line alone")
+            base = SHIPPED[rest]
+            labels, synonyms = list(base.labels), dict(base.synonyms)
+            continue
+        known = base.canonical(label) if base else None
+        words = [*([] if known else [label]), *(word.strip() for word in rest.split(",") if word.strip())]
+        for place, word in enumerate(words):
             if not word or word in labels or word in synonyms:
                 raise InputError(f"{path}:{number}: {word!r} is empty or stands there twice")
-        labels.append(label)
-        synonyms.update(dict.fromkeys(words[1:], label))
+            if known is None and place == 0:
+                labels.append(word)
+            else:
+                synonyms[word] = known or label
     if len(labels) < 2:
         raise InputError(f"{path}: a label set needs at least two labels, one a line")
-    return LabelSet(path.stem, tuple(labels), synonyms)
+    same = base is not None and tuple(labels) == base.labels  # then its numbers mean the same, too
+    return LabelSet(base.name if base and same else path.stem, tuple(labels), synonyms)

@@ -495,3 +495,34 @@ def test_a_folder_that_holds_no_model_is_named_before_anything_is_loaded(generat
     with pytest.raises(InputError, match="no clip of split 'dev'"):
         generate(generated, tmp_path / "out", "--split", "dev")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_real_systems_write_is_counted_and_what_was_not_read_is_said(tmp_path, capsys):
+    weeps = "<think>She weeps and sobs.</think>"
+    said = {
+        "a": f"{weeps}<answer>sad",
+        "b": "Sad.",
+        "c": f"{weeps}<answer>worried</answer>",
+        "d": f"{weeps}<answer>**Worried**</answer>",
+        "e": "She is sobbing, tears everywhere.</think><answer>悲伤</answer>",
+        "f": "nobody knows what this person feels, and why",
+    }
+    (tmp_path / "p.json").write_text(json.dumps(said))
+    (tmp_path / "t.csv").write_text("clip,label\n" + "".join(f"{c},sad\n" for c in [*said, "g"]))
+    flags = ["--predictions", str(tmp_path / "p.json"), "--truth", str(tmp_path / "t.csv"), "--judge", "lexicon"]
+    metrics = main([*flags, "--judge_check", "none", "--out", str(tmp_path / "out")])
+    assert (metrics["n"], metrics["n_unparseable"], metrics["n_without_reasoning"]) == (6, 3, 1)
+    assert metrics["war"] == 0.5 and metrics["cells"]["right_consistent"] == 2 and metrics["n_judge_failed"] == 0
+    assert metrics["inconsistent_among_correct_worst_n"] == 2  # what was not explained is neither
+    assert metrics["unread_answers"] == {"worried": 2, "(no answer)": 1} and metrics["n_without_prediction"] == 1
+    printed = capsys.readouterr().out
+    assert "Answers not read" in printed and "worried 2" in printed and "LABEL: worried" in printed
+    assert "1 clips of --truth have no prediction: they are not counted" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Answers without reasoning" in page and "worried 2" in page
+    mine = tmp_path / "mine.txt"
+    mine.write_text("extends: dfew\nsad: worried\n")
+    again = [*flags, "--count_missing", "--labels", str(mine), "--judge_check", "none", "--out", str(tmp_path / "2")]
+    metrics = main(again)
+    assert (metrics["n"], metrics["war"]) == (7, 5 / 7) and metrics["n_unparseable"] == 2
+    assert "they count as wrong" in capsys.readouterr().out

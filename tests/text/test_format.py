@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import migr
 from migr.errors import InputError
 from migr.text.format import parse, render
+from migr.text.labels import label_set
 
 SEGMENTS = {"video": "The brows are lowered.", "audio": "The voice is harsh."}
 words = st.text(alphabet=st.characters(blacklist_characters="<>", blacklist_categories=["Cs"]), min_size=1).filter(
@@ -76,6 +77,32 @@ def test_two_answers_are_no_answer():
     assert parse("<think>a</think><answer>sad</answer><answer>happy</answer>").answer is None
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "reasoning"),
+    [
+        ("<think>He weeps.</think><answer>sad", "sad", "He weeps."),
+        ("<think>He weeps.</think><answer>sad\n\nI hope that helps.", "sad", "He weeps."),
+        ("<think>He weeps.</think><answer>sad</answer><answer>Sadness.</answer>", "sad", "He weeps."),
+        ("<think>He weeps.</think><answer>sad</answer><answer>fear</answer>", None, "He weeps."),
+        ("He weeps.</think>\n<answer>sad</answer>", "sad", "He weeps."),  # the template has opened the thoughts
+        ("<think>He weeps. <answer>sad</answer>", "sad", "He weeps."),
+        ("<think>He weeps.</think>\n\n**Sad**", "sad", "He weeps."),
+        ("He weeps. <answer>sad</answer>", "sad", "He weeps."),
+        ("<answer>sad</answer> He weeps.", "sad", "He weeps."),
+        ("Sad.", "sad", ""),
+        ("<answer>sad</answer>", "sad", ""),
+        ("He weeps, so he is sad.", None, ""),
+        ("<think>He weeps.", None, "He weeps."),
+        ("<think>He weeps.</think><answer>worried</answer>", None, "He weeps."),
+    ],
+)
+def test_a_response_is_read_as_real_systems_write_it(text, answer, reasoning):
+    response = parse(text)
+    assert response.label(label_set("dfew")) == answer and response.plain == reasoning
+    assert response.error is not None or answer is None
+    assert [text[part.start : part.end] for part in response.parts] == [part.text for part in response.parts]
+
+
 def test_text_without_tags_is_conclusion():
     read = parse("<think>He smiles and laughs.</think><answer>happy</answer>")
     assert read.error is None and read.reasoning.segments == () and read.reasoning.conclusion == "He smiles and laughs."
@@ -117,6 +144,7 @@ def test_a_megabyte_of_tags_is_parsed_in_linear_time(text):
         ("<think>One. <answer>sad</think><answer>fear</answer>", "One."),
         ("<think>One. <answer>sad</answer> Two. <answer>sad</answer></think>", "One. Two."),
         ("<answer>sad</answer>", ""),
+        ("One. <answer>sad</answer> Two.</think><answer>sad</answer>", "One. Two."),
     ],
 )
 def test_the_answer_is_cut_out_of_what_a_judge_reads(text, read):
@@ -150,4 +178,4 @@ def test_no_other_module_spells_a_tag():
         texts = {node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         texts -= {node.body[0].value for node in nodes if isinstance(node, documented) and ast.get_docstring(node)}
         spelled = [node.value for node in texts if re.search("</?(think|answer)>", node.value)]
-        assert not spelled or path.name in ("format.py", "predictions.py"), f"{path}: {spelled}"
+        assert not spelled or path.name == "format.py", f"{path}: {spelled}"
