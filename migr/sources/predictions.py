@@ -1,117 +1,180 @@
-"""Read what other systems write, and write it down as predictions.jsonl: convert, then count.
+"""What other systems write becomes predictions.jsonl: convert, then count (`migr.sources.foreign` has the formats).
 
-    lines           `id|text` a line, as R1-Omni's and ERV's evaluations write; a text may go on over several lines
-    conversations   a JSON list of {"video": path, "conversations": [..., {"from": "gpt", "value": text}]}
-    json            {id: text}, {id: {...}} or a list of objects
-    csv             a header and a row a clip; comma, semicolon or tab
-    jsonl           an object a line (predictions.jsonl itself, or other names for its keys)
-
-The format is told from the content. Ids may be paths: folder and media suffix are dropped, and `00012` is `12` where a
-truth table says so. Labels come from the row or from the truth table, which may have any of these formats, be a
-clips.jsonl, or have `00025.mp4 happiness` lines (MAFW); DFEW's tables may name labels by their ids 1 to 7.
+Ids may be paths: folder and media suffix are dropped, and `00012` is `12` where a truth table says so. Rows without an
+id are paired by order, if that is asked for. Labels come from the row or from the truth table, which may have any of
+the formats, be a clips.jsonl, or have `00025.mp4 happiness` lines (MAFW); DFEW's tables may name labels by their ids
+1 to 7.
 """
 
-import csv
-import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, write_jsonl
+from migr.sources.foreign import (
+    ANSWER_KEYS,
+    ID_KEYS,
+    LABEL_KEYS,
+    TEXT_KEYS,
+    bare,
+    detect,
+    id_of,
+    missing,
+    pick,
+    read_rows,
+)
+from migr.sources.tables import names_of
+from migr.text.format import block, parse, tags
 from migr.text.labels import LabelSet
 
-FORMATS = ("auto", "jsonl", "lines", "conversations", "json", "csv")
-# Names under which others keep the same things, in order of preference.
-ID_KEYS = ("clip_id", "id", "video_name", "video_id", "video", "clip", "name", "path", "file")
-TEXT_KEYS = ("response", "text", "output", "completion", "generated_text", "reasoning", "explanation", "prediction")
-ANSWER_KEYS = ("answer", "prediction", "predicted", "pred")
-LABEL_KEYS = ("label", "gt", "ground_truth", "emotion", "truth", "target")
-_MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".wav", ".mp3", ".flac", ".m4a")
-_ID = re.compile(r"[\w./\\-]{1,300}")  # what may stand before the | of a line that begins a record
-_LONGEST_FIELD = 1 << 30
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file of predictions is read.
+
+    Attributes:
+        format: One of `migr.sources.foreign.FORMATS`.
+        truth: A table of labels, for files without.
+        split: Of a truth table that has splits, the one that `by_order` pairs with.
+        by_order: The rows name no clips: the first row is the truth table's first clip, and so on; without a table
+            they are numbered from 1.
+        count_missing: A clip of the truth table without a prediction counts as one that answered nothing.
+    """
+
+    format: str = "auto"
+    truth: Path | None = None
+    split: str = "test"
+    by_order: bool = False
+    count_missing: bool = False
+
+    def needed(self, path: Path) -> bool:
+        """Whether a file is anything else than a predictions.jsonl with labels of its own."""
+        if self.format not in ("auto", "jsonl") or self.truth or self.by_order or detect(path) != "jsonl":
+            return True
+        return not {"clip_id", "response"} <= set(next(iter_jsonl(path), {"clip_id": "", "response": ""}))
 
 
-def needs_conversion(path: Path, form: str, truth: Path | None) -> bool:
-    """Whether a file is anything else than a predictions.jsonl with labels of its own."""
-    if form not in ("auto", "jsonl") or truth is not None or detect(path) != "jsonl":
-        return True
-    return not {"clip_id", "response"} <= set(next(iter_jsonl(path), {"clip_id": "", "response": ""}))
+AS_IT_IS = Reading()
 
 
-def convert(path: Path, out: Path, labels: LabelSet, form: str = "auto", truth: Path | None = None) -> Row:
+@dataclass
+class Truth:
+    """Labels of clips, in the table's order, and the split of those that have one."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+
+    def missing(self, seen: set[str]) -> list[str]:
+        """The clips that are not among `seen`; of a table with splits, those of the splits that were seen."""
+        splits = {self.splits.get(clip_id) for clip_id in seen}
+        return [clip_id for clip_id in self.labels if clip_id not in seen and self.splits.get(clip_id) in splits]
+
+    def in_order(self, split: str) -> list[str]:
+        """The clips to pair with rows that name none."""
+        chosen = [clip_id for clip_id in self.labels if self.splits.get(clip_id) == split]
+        return chosen if self.splits else list(self.labels)
+
+
+def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS) -> Row:
     """Write predictions.jsonl from a file of any known format.
 
     Args:
         path: The file.
-        out: predictions.jsonl.
+        out: predictions.jsonl; a clip that counts as missing has an empty response and `missing: true`.
         labels: The label set; the truth's labels are written canonically.
-        form: One of `FORMATS`.
-        truth: A table of labels, for files without; the clips that it has beyond the predictions are only counted.
+        reading: How it is read.
 
     Returns:
         `format`, `n`, `n_wrapped` (texts without <think>, put into the tags) and, with a truth table, `n_without`, the
         number of its clips that have no prediction.
 
     Raises:
-        InputError: An unknown format, a clip without a label or with two different ones; names file and clip.
+        InputError: An unknown format, a row without an id or text, a clip without a label or with two different ones,
+            rows that do not fit the table's order; names file and clip.
     """
-    form = detect(path) if form == "auto" else form
-    table = read_truth(truth, labels) if truth is not None else {}
-    names = _Names(table)
+    form = detect(path) if reading.format == "auto" else reading.format
+    truth = read_truth(reading.truth, labels) if reading.truth is not None else Truth()
+    names = _Names(truth.labels)
+    order = truth.in_order(reading.split) if reading.by_order else []
     facts: Row = {"format": form, "n": 0, "n_wrapped": 0}
     seen: set[str] = set()
 
     def rows() -> Iterator[Row]:
-        for where, row in _records(path, form, names):
-            found = _pick(row, ID_KEYS)
-            if not isinstance(found, str | int) or isinstance(found, bool):
-                raise InputError(f"{where}: no id; it may be called {', '.join(ID_KEYS)}")
-            clip_id = names.of(str(found)) or _bare(str(found))
+        for number, (where, row) in enumerate(read_rows(path, form, names)):
+            if not reading.by_order:
+                name = id_of(row, where)
+                if name is None:
+                    raise _nameless(where, row)
+                clip_id = names.of(name) or bare(name)
+            elif reading.truth is None:
+                clip_id = str(number + 1)
+            elif number < len(order):
+                clip_id = order[number]
+            else:
+                raise InputError(
+                    f"{path}: more rows than the {len(order)} clips of {reading.truth}: no order pairs them"
+                )
             where = f"{path}: clip {clip_id!r}"
             text, answer = _text(where, row)
-            own = _pick(row, LABEL_KEYS)
+            own = pick(row, LABEL_KEYS)
             label = canonical(where, own, labels) if own is not None else None
-            known = table.get(clip_id)
+            known = truth.labels.get(clip_id)
             if label is None and known is None:
-                hint = f"it is not in {truth}" if truth else "--truth FILE names a table of labels"
-                raise InputError(f"{where}: no label; {hint}")
+                hint = f"it is not in {reading.truth}" if reading.truth else "--truth FILE names a table of labels"
+                raise InputError(f"{where}: no label; {hint}; in the rows it may be called {', '.join(LABEL_KEYS)}")
             if label is not None and known not in (None, label):
-                raise InputError(f"{where}: labelled {label} here and {known} in {truth}")
+                note = "; is the order of the two files the same?" if reading.by_order else ""
+                raise InputError(f"{where}: labelled {label} here and {known} in {reading.truth}{note}")
             response = _wrapped(text, answer)
             facts["n"] += 1
             facts["n_wrapped"] += response != text
-            if table:
-                seen.add(clip_id)
+            seen.add(clip_id)
             yield {"clip_id": clip_id, "label": known or label, "response": response}
+        if reading.by_order and reading.truth is not None and facts["n"] < len(order):
+            raise InputError(
+                f"{path}: {facts['n']} rows, and {reading.truth} has {len(order)} clips: pairing by order needs as many"
+            )
+        if reading.count_missing:
+            for clip_id in truth.missing(seen):
+                yield {"clip_id": clip_id, "label": truth.labels[clip_id], "response": "", "missing": True}
 
     write_jsonl(out, rows())
-    return {**facts, **({"n_without": len(table.keys() - seen)} if table else {})}
+    return {**facts, **({"n_without": len(truth.missing(seen))} if truth.labels else {})}
 
 
-def read_truth(path: Path, labels: LabelSet) -> dict[str, str]:
-    """Clip id -> canonical label, from a table of any known format; rows whose label is null are left out.
+def _nameless(where: str, row: Row) -> InputError:
+    error = missing(where, "id", row, ID_KEYS)
+    return InputError(f"{error}; if the rows have the order of --truth FILE, say --by_order")
+
+
+def read_truth(path: Path, labels: LabelSet) -> Truth:
+    """The label of each clip of a table of any known format; rows whose label is null are left out.
 
     Raises:
         InputError: An unknown format or label, or a clip that has two labels.
     """
-    table: dict[str, str] = {}
+    truth = Truth()
     form = detect(path, truth=True)
-    for where, row in _records(path, form, None):
-        found = _pick(row, ID_KEYS)
-        if not isinstance(found, str | int):
-            raise InputError(f"{where}: no id; it may be called {', '.join(ID_KEYS)}")
-        clip_id = _bare(str(found)) if form != "jsonl" else str(found)
-        value = _pick(row, (*LABEL_KEYS, *TEXT_KEYS))
+    for where, row in read_rows(path, form, None):
+        name = id_of(row, where)
+        if name is None:
+            raise missing(where, "id", row, ID_KEYS)
+        clip_id = bare(name) if form != "jsonl" else name
+        value = pick(row, (*LABEL_KEYS, *TEXT_KEYS))
         if value is None and "label" in row:
             continue
+        if value is None:
+            raise missing(where, "label", row, LABEL_KEYS)
         label = canonical(f"{path}: clip {clip_id!r}", value, labels)
-        if table.setdefault(clip_id, label) != label:
-            raise InputError(f"{path}: clip {clip_id!r} has two labels, {table[clip_id]} and {label}")
-    if not table:
+        if truth.labels.setdefault(clip_id, label) != label:
+            raise InputError(f"{path}: clip {clip_id!r} has two labels, {truth.labels[clip_id]} and {label}")
+        if isinstance(row.get("split"), str):
+            truth.splits[clip_id] = row["split"]
+    if not truth.labels:
         raise InputError(f"{path}: no labels in it")
-    return table
+    return truth
 
 
 def canonical(where: str, value: Any, labels: LabelSet) -> str:
@@ -121,7 +184,7 @@ def canonical(where: str, value: Any, labels: LabelSet) -> str:
         InputError: It is none of the label set's.
     """
     text = str(value).strip()
-    inner = text.partition("<answer>")[2].partition("</answer>")[0] if "<answer>" in text else text
+    inner = parse(text).answer or text
     if labels.name == "dfew" and inner.strip() in list("1234567"):
         return labels.labels[int(inner) - 1]
     label = labels.canonical(inner)
@@ -132,188 +195,37 @@ def canonical(where: str, value: Any, labels: LabelSet) -> str:
     return label
 
 
-def detect(path: Path, truth: bool = False) -> str:
-    """The format of a file, told from its first 64 KiB.
-
-    Raises:
-        InputError: It is missing, no UTF-8 text, or of none of these formats.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16).decode(
-                "utf-8-sig", errors="strict" if path.stat().st_size <= 1 << 16 else "ignore"
-            )
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    first = next((line.strip() for line in head.splitlines() if line.strip()), "")
-    if not first:
-        return "jsonl"  # its reader says that it is empty
-    if first[0] in "[{":
-        try:
-            row = json.loads(first)
-        except (ValueError, RecursionError):  # the first line of an indented document, or a broken line
-            return "jsonl" if path.suffix == ".jsonl" and first[0] == "{" else "json"
-        return "jsonl" if isinstance(row, dict) and any(key in row for key in ID_KEYS) else "json"
-    header = {name.strip().strip('"').casefold() for name in re.split(r"[,;\t]", first)}
-    if header & set(ID_KEYS) and header & {*TEXT_KEYS, *LABEL_KEYS, *ANSWER_KEYS}:
-        return "csv"
-    if "|" in first:
-        return "lines"
-    if truth and len(first.split()) == 2:
-        return "words"
-    raise InputError(
-        f"{path}: the format cannot be told from its first line ({first[:60]!r}); --format is one of "
-        f"{', '.join(FORMATS[1:])} (--help describes them)"
-    )
-
-
 class _Names:
     """Find a clip of the truth table under the names that others give it."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         self.names: dict[str, str | None] = {}
         for clip_id in table:
-            for name in {_bare(clip_id), _bare(clip_id).lstrip("0")}:
+            for name in names_of(clip_id):
                 self.names[name] = None if name in self.names else clip_id  # two clips share it: nobody's name
         self.names.update({clip_id: clip_id for clip_id in table})
 
     def of(self, name: str) -> str | None:
-        name = name.strip()
-        return next(
-            (self.names[key] for key in (name, _bare(name), _bare(name).lstrip("0")) if key in self.names), None
-        )
+        """The clip's id, None if no clip, or more than one, has this name."""
+        return next((self.names[key] for key in names_of(name) if key in self.names), None)
 
 
-def _records(path: Path, form: str, names: _Names | None) -> Iterator[tuple[str, Row]]:
-    """Objects of a file and how messages name them."""
-    if form == "jsonl":
-        for number, row in enumerate(iter_jsonl(path), 1):
-            yield f"{path}: row {number}", row
-    elif form == "csv":
-        yield from _csv(path)
-    elif form == "lines":
-        yield from _lines(path, names)
-    elif form == "words":
-        for number, line in enumerate(_open(path), 1):
-            if line.strip():
-                clip_id, _, label = line.strip().partition(" ")
-                yield f"{path}:{number}", {"id": clip_id, "label": label.strip()}
-    else:
-        yield from _json(path, form)
-
-
-def _lines(path: Path, names: _Names | None) -> Iterator[tuple[str, Row]]:
-    """`id|text` records; a line that does not begin with an id and a | belongs to the text before it."""
-    clip_id, text, start = "", [""], 0
-    for number, line in enumerate(_open(path), 1):
-        prefix, bar, rest = line.rstrip("\r\n").partition("|")
-        known = bool(bar) and (names is None or names.of(prefix) is not None)
-        if known or (bar and _ID.fullmatch(prefix.strip())):
-            if clip_id:
-                yield f"{path}:{start}", {"id": clip_id, "text": "\n".join(text)}
-            clip_id, text, start = prefix.strip(), [rest], number
-        elif clip_id:
-            text.append(line.rstrip("\r\n"))
-        elif line.strip():
-            raise InputError(f"{path}:{number}: expected id|text, found {line.strip()[:60]!r}")
-    if clip_id:
-        yield f"{path}:{start}", {"id": clip_id, "text": "\n".join(text)}
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        delimiter = max(",;\t", key=first.count)
-        file.seek(0)
-        try:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or []]
-            for row in reader:
-                if None in row or None in row.values():
-                    fault = "more" if None in row else "fewer"
-                    raise InputError(f"{path}:{reader.line_num}: {fault} fields than the header's {len(row) - 1}")
-                yield f"{path}:{reader.line_num}", {key: value for key, value in row.items() if value != ""}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a CSV table ({error})") from None
-
-
-def _json(path: Path, form: str) -> Iterator[tuple[str, Row]]:
-    """Values of one JSON document, or of several behind each other (a resumed run of ERV appends a second list)."""
-    text, decoder, begin = path.read_text(encoding="utf-8-sig"), json.JSONDecoder(), 0
-    number = 0
-    while begin < len(text.rstrip()):
-        try:
-            value, begin = decoder.raw_decode(text, len(text) - len(text[begin:].lstrip()))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from None
-        pairs = value.items() if isinstance(value, dict) else ((None, item) for item in value)
-        for key, item in pairs:
-            number += 1
-            row = dict(item) if isinstance(item, dict) else {"text": item}
-            if key is not None:
-                row.setdefault("id", key)
-            turns = row.pop("conversations", None)
-            if turns is not None:
-                row["text"] = _last_turn(f"{path}: record {number}", turns)
-            elif form == "conversations":
-                raise InputError(f"{path}: record {number}: no conversations in it")
-            yield f"{path}: record {number}", row
-
-
-def _last_turn(where: str, turns: Any) -> Any:
-    """What the model said: the last turn that is not the human's."""
-    said = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    texts = [
-        t.get("value", t.get("content"))
-        for t in said
-        if t.get("from", t.get("role")) not in ("human", "user", "system")
-    ]
-    if not texts:
-        raise InputError(f"{where}: the conversation has no turn of the model")
-    return texts[-1]
-
-
-def _open(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        try:
-            yield from file
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error})") from None
-
-
-def _pick(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((row[key] for key in keys if row.get(key) is not None), None)
-
-
-def _text(where: str, row: Mapping[str, Any]) -> tuple[str, str | None]:
+def _text(where: str, row: Row) -> tuple[str, str | None]:
     """The response, and the answer if it stands in a field of its own."""
-    text = _pick(row, TEXT_KEYS)
-    answer = next((row[k] for k in ANSWER_KEYS if row.get(k) is not None and row[k] is not text), None)
+    text = pick(row, TEXT_KEYS)
+    answer = next((row[k] for k in ANSWER_KEYS if row.get(k) not in (None, "") and row[k] is not text), None)
     if not isinstance(text, str) or not isinstance(answer, str | None):
-        raise InputError(f"{where}: no text; it may be called {', '.join(TEXT_KEYS)}")
+        if any(row.get(key) == "" for key in TEXT_KEYS) and text is None:
+            return "", answer  # it answered nothing
+        raise missing(where, "text", row, TEXT_KEYS)
     if any("\ud800" <= character <= "\udfff" for character in text):  # half a character, which UTF-8 cannot hold
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text, answer
 
 
 def _wrapped(text: str, answer: str | None) -> str:
-    """The response in our format: what stands around the answer is the reasoning, unless <think> says so itself."""
-    if answer is None and "<answer>" in text and "<think>" not in text:
-        before, _, rest = text.partition("<answer>")
-        inner, closed, after = rest.partition("</answer>")
-        if closed and "<answer>" not in after:
-            return f"<think>{before.strip()} {after.strip()}</think><answer>{inner}</answer>"
-    if answer is None or "<answer>" in text:
+    """The response with an answer from a field of its own in our format, unless it names one itself."""
+    if answer is None or tags("answer")[0] in text:
         return text
-    return (
-        f"{text}<answer>{answer}</answer>" if "<think>" in text else f"<think>{text}</think><answer>{answer}</answer>"
-    )
-
-
-def _bare(name: str) -> str:
-    """A file's name without its folders and media suffix."""
-    last = PurePosixPath(name.strip().replace("\\", "/")).name
-    return last[: -len(PurePosixPath(last).suffix)] if PurePosixPath(last).suffix.casefold() in _MEDIA else last
+    thoughts = text if any(tag in text for tag in tags("think")) else block("think", text)
+    return thoughts + block("answer", answer)

@@ -7,7 +7,8 @@ import pytest
 from eval.figures.tally import read_predictions
 from migr.errors import InputError
 from migr.files.records import read_jsonl, write_jsonl
-from migr.sources.predictions import convert, detect, needs_conversion, read_truth
+from migr.sources.foreign import detect
+from migr.sources.predictions import Reading, convert, read_truth
 from migr.text.labels import label_set
 
 DFEW = label_set("dfew")
@@ -75,8 +76,8 @@ def truth(folder, text="video_name,label\n12583,4\n12584,2\n12590,7\n99999,1\n",
 )
 def test_every_format_is_recognised_and_gives_the_same_predictions(tmp_path, form, found):
     path = written(tmp_path, form)
-    assert detect(path) == found and needs_conversion(path, "auto", None)
-    facts = convert(path, tmp_path / "out.jsonl", DFEW, truth=truth(tmp_path))
+    assert detect(path) == found and Reading().needed(path)
+    facts = convert(path, tmp_path / "out.jsonl", DFEW, Reading(truth=truth(tmp_path)))
     rows = read_jsonl(tmp_path / "out.jsonl")
     assert {row["clip_id"]: row["response"] for row in rows} == SAID
     assert {row["clip_id"]: row["label"] for row in rows} == TRUTH
@@ -100,7 +101,7 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_truth_table_may_have_any_of_these_forms(tmp_path, name):
-    assert read_truth(truth(tmp_path, TABLES[name], name), DFEW) == TRUTH
+    assert read_truth(truth(tmp_path, TABLES[name], name), DFEW).labels == TRUTH
 
 
 def test_labels_and_answers_in_the_rows_need_no_truth_table(tmp_path):
@@ -114,13 +115,6 @@ def test_labels_and_answers_in_the_rows_need_no_truth_table(tmp_path):
     assert facts["n_wrapped"] == 1
 
 
-def test_reasoning_around_a_tagged_answer_is_put_into_think(tmp_path):
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps([{"id": "a", "text": "She weeps. <answer>sad</answer>", "label": "sad"}]))
-    convert(path, tmp_path / "out.jsonl", DFEW)
-    assert read_jsonl(tmp_path / "out.jsonl")[0]["response"] == "<think>She weeps. </think><answer>sad</answer>"
-
-
 def test_half_a_character_does_not_stop_the_conversion(tmp_path):
     path = tmp_path / "p.json"
     path.write_text('[{"id": "a", "text": "\\ud83d\\ude00 \\ud83d", "label": "sad"}]')
@@ -131,8 +125,8 @@ def test_half_a_character_does_not_stop_the_conversion(tmp_path):
 def test_our_own_file_is_read_as_it_is(tmp_path):
     path = tmp_path / "predictions.jsonl"
     write_jsonl(path, [{"clip_id": "a", "label": "sad", "response": "x"}])
-    assert not needs_conversion(path, "auto", None)
-    assert needs_conversion(path, "auto", truth(tmp_path))
+    assert not Reading().needed(path)
+    assert Reading(truth=truth(tmp_path)).needed(path)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +137,10 @@ def test_our_own_file_is_read_as_it_is(tmp_path):
         ('{"a": "x"}', None, "clip 'a': no label; --truth FILE names a table"),
         ('{"b": "x"}', "video_name,label\na,1\n", "clip 'b': no label; it is not in"),
         ("12583|x\nno bar\n77|y\n", "video_name,label\n12583,1\n", "clip '77': no label; it is not in"),
-        ("id,text\na,b,c\n", None, "more fields than the header's"),
-        ('id,text\na,"b\n', None, "not a CSV table"),
-        ('[{"text": "x"}]', None, "record 1: no id; it may be called clip_id"),
-        ('[{"id": "a", "label": "sad"}]', None, "no text; it may be called response"),
+        ("id,text\na,b,c\n", None, "another number of columns (3) than the header's 2"),
+        ('id,text\na,"b\n', None, "not valid CSV"),
+        ('[{"text": "x"}]', None, "record 1: no id; its keys are text; the id may be called clip_id"),
+        ('[{"id": "a", "label": "sad"}]', None, "no text; its keys are id, label; the text may be called response"),
         ('[{"id": "a", "text": "x", "label": "sad"}]', "video_name,label\na,1\n", "labelled sad here and happy in"),
         ('[{"id": "a", "text": "x", "label": "bored"}]', None, "label 'bored' is none of happy, sad"),
         ('[{"id": "a", "conversations": [{"from": "human", "value": "x"}]}]', None, "has no turn of the model"),
@@ -158,7 +152,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text, table, 
     path = tmp_path / "file.txt"
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        convert(path, tmp_path / "out.jsonl", DFEW, truth=truth(tmp_path, table) if table else None)
+        convert(path, tmp_path / "out.jsonl", DFEW, Reading(truth=truth(tmp_path, table) if table else None))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -173,8 +167,107 @@ def test_two_clips_that_share_a_bare_name_are_not_mixed_up(tmp_path):
     write_jsonl(table, [{"clip_id": f"{part}/1", "label": label} for part, label in (("a", "sad"), ("b", "fear"))])
     path = tmp_path / "p.json"
     path.write_text(json.dumps({"b/1": "x"}))
-    convert(path, tmp_path / "out.jsonl", DFEW, truth=table)
+    convert(path, tmp_path / "out.jsonl", DFEW, Reading(truth=table))
     assert read_jsonl(tmp_path / "out.jsonl") == [{"clip_id": "b/1", "label": "fear", "response": "x"}]
     path.write_text(json.dumps({"1": "x"}))
     with pytest.raises(InputError, match="clip '1': no label"):
-        convert(path, tmp_path / "out.jsonl", DFEW, truth=table)
+        convert(path, tmp_path / "out.jsonl", DFEW, Reading(truth=table))
+
+
+TEXT = "<think>She weeps.</think><answer>sad</answer>"
+LLAMA_FACTORY = [
+    {
+        "prompt": "<|im_start|>user\nWhich emotion?",
+        "predict": text,
+        "label": f"<think>…</think><answer>{label}</answer>",
+    }
+    for text, label in (("<think>A frown.</think><answer>angry</answer>", "angry"), (TEXT, "sad"), ("fear", "fear"))
+]
+
+
+def test_results_of_llama_factory_are_paired_by_order_when_asked(tmp_path):
+    path, out = tmp_path / "generated_predictions.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(path, LLAMA_FACTORY)
+    table = truth(tmp_path, "video_name,label\n00025,4\n00013,2\n00099,7\n")
+    with pytest.raises(InputError, match=r"row 1: no id; its keys are prompt, predict, label; .*say --by_order"):
+        convert(path, out, DFEW, Reading(truth=table))
+    convert(path, out, DFEW, Reading(truth=table, by_order=True))
+    assert [(r["clip_id"], r["label"]) for r in read_jsonl(out)] == [
+        ("00025", "angry"),
+        ("00013", "sad"),
+        ("00099", "fear"),
+    ]
+    assert list(read_predictions(out, DFEW).answers) == [3, 1, 6]
+    convert(path, out, DFEW, Reading(by_order=True))  # no table: numbered, with the labels of the rows
+    assert [(row["clip_id"], row["label"]) for row in read_jsonl(out)] == [("1", "angry"), ("2", "sad"), ("3", "fear")]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("video_name,label\na,4\nb,2\n", "more rows than the 2 clips of"),
+        ("video_name,label\na,4\nb,2\nc,7\nd,1\n", r"3 rows, and .* has 4 clips"),
+        ("video_name,label\na,2\nb,4\nc,7\n", "clip 'a': labelled angry here and sad in .*is the order"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_refused(tmp_path, table, message):
+    write_jsonl(tmp_path / "p.jsonl", LLAMA_FACTORY)
+    with pytest.raises(InputError, match=message):
+        convert(
+            tmp_path / "p.jsonl",
+            tmp_path / "out.jsonl",
+            DFEW,
+            Reading(truth=truth(tmp_path, table), by_order=True),
+        )
+
+
+def test_order_pairs_with_the_split_of_a_manifest(tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", LLAMA_FACTORY)
+    clips = [("x", "train", "happy"), ("a", "test", "angry"), ("b", "test", "sad"), ("c", "test", "fear")]
+    write_jsonl(tmp_path / "clips.jsonl", [{"clip_id": c, "split": s, "label": e} for c, s, e in clips])
+    facts = convert(
+        tmp_path / "p.jsonl",
+        tmp_path / "out.jsonl",
+        DFEW,
+        Reading(truth=tmp_path / "clips.jsonl", by_order=True),
+    )
+    assert facts["n"] == 3 and facts["n_without"] == 0  # the training clips need no prediction
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"response": TEXT, "labels": "sad", "logprobs": None, "messages": [], "videos": ["/x/12583.mp4"], "images": []},
+        {"response": TEXT, "labels": "sad", "videos": [{"path": "/x/12583.mp4"}]},
+        {"labels": "sad", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": TEXT}],
+         "audios": ["12583.wav"]},
+    ],
+)  # fmt: skip
+def test_results_of_ms_swift_are_named_by_their_media(tmp_path, row):
+    write_jsonl(tmp_path / "result.jsonl", [row])
+    convert(tmp_path / "result.jsonl", tmp_path / "out.jsonl", DFEW)
+    assert read_jsonl(tmp_path / "out.jsonl") == [{"clip_id": "12583", "label": "sad", "response": TEXT}]
+
+
+def test_several_media_files_do_not_name_a_clip(tmp_path):
+    write_jsonl(tmp_path / "r.jsonl", [{"response": "x", "labels": "sad", "videos": ["a.mp4", "b.mp4"]}])
+    with pytest.raises(InputError, match="2 media files, which of them is the clip"):
+        convert(tmp_path / "r.jsonl", tmp_path / "out.jsonl", DFEW)
+
+
+def test_results_of_video_r1_are_a_list_inside_an_object(tmp_path):
+    row = {"problem_id": 7, "path": "./DFEW/12583.mp4", "output": TEXT, "prediction": "", "solution": TEXT[23:]}
+    for indent in (None, 2):
+        (tmp_path / "r.json").write_text(
+            json.dumps({"results": [row], "final_acc": [{"mean_acc": 0.5}]}, indent=indent)
+        )
+        convert(tmp_path / "r.json", tmp_path / "out.jsonl", DFEW)
+        assert read_jsonl(tmp_path / "out.jsonl") == [{"clip_id": "12583", "label": "sad", "response": TEXT}]
+
+
+def test_a_clip_without_a_prediction_is_wrong_when_asked(tmp_path):
+    path, out = written(tmp_path, "map"), tmp_path / "out.jsonl"
+    facts = convert(path, out, DFEW, Reading(truth=truth(tmp_path), count_missing=True))
+    assert facts["n"] == 3 and facts["n_without"] == 1
+    assert read_jsonl(out)[-1] == {"clip_id": "99999", "label": "happy", "response": "", "missing": True}
+    assert len(read_predictions(out, DFEW)) == 4
