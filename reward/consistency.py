@@ -1,11 +1,32 @@
 """Consistency: the judge reads the model's own answer from the reasoning alone."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
-from migr.judge import Judge
+from migr.errors import InputError
+from migr.judge import Judge, blind_labels
 from migr.text.labels import LabelSet
 from reward.score import score, text_of
+
+
+def refuse_blind_judge(judge: Judge, used: Collection[str], allowed: bool) -> None:
+    """Refuse a judge that cannot name labels which the clips have: consistency would be None or wrong for them.
+
+    Args:
+        judge: The reward's judge.
+        used: The labels of the clips.
+        allowed: Only say so.
+
+    Raises:
+        InputError: There are such labels, and it is not allowed.
+    """
+    if not (blind := [label for label in blind_labels(judge) if label in used]):
+        return
+    fault = f"judge {judge.name} cannot name {', '.join(blind)}: consistency says nothing about clips with these labels"
+    if not allowed:
+        raise InputError(f"{fault}; take another judge (docs/rewards.md), or say --allow_blind_judge true")
+    print(f"note: {fault}")
 
 
 class ConsistencyReward:

@@ -33,6 +33,9 @@ class GRPOArguments(OmniArguments):
     hide_emotion_words: bool = field(
         default=True, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
     )
+    allow_blind_judge: bool = field(
+        default=False, metadata={"help": "train although the judge cannot name some of the clips' labels"}
+    )
     rewards: list[str] = field(
         default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
         metadata={"help": "rewards, in the order of reward_weights; also dotted paths, such as my_lib.rewards.brevity"},
@@ -87,6 +90,7 @@ def main() -> None:
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards, read_parameters
+    from reward.consistency import refuse_blind_judge
 
     check_vllm(config, check_model(args.model), args.audio_in_video)
     labels = label_set(args.labels)
@@ -111,6 +115,8 @@ def main() -> None:
         clips = random.Random(config.seed).sample(clips, min(args.limit, len(clips)))
     if len(clips) < (prompts := config.generation_batch_size // config.num_generations):
         raise InputError(f"{args.clips}: {len(clips)} labelled clips, fewer than the {prompts} that make one batch")
+    if "consistency" in args.rewards:
+        refuse_blind_judge(judge, {str(clip.label) for clip in clips}, args.allow_blind_judge)
     weights: dict[str, dict[str, float]] = {}
     if args.importance:
         table = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")

@@ -30,7 +30,8 @@ class Judge(Protocol):
     """Anything with a name that judges texts.
 
     The name stands for everything that the judgement depends on besides the text and the prompt. A judge that asks a
-    language model also has its `prompt`; one that holds a model has `close()`; one that is paid has its `usage`.
+    language model also has its `prompt`; one that holds a model has `close()`; one that is paid has its `usage`; one
+    that cannot name some of its labels has them as `blind`.
     """
 
     name: str
@@ -48,6 +49,11 @@ def prompt_of(judge: Judge) -> str:
 def usage_of(judge: Judge) -> Row | None:
     """What a judge has asked and used so far (requests, tokens, cost), None if it is not counted."""
     return getattr(judge, "usage", None)
+
+
+def blind_labels(judge: Judge) -> tuple[str, ...]:
+    """The labels of its set that a judge cannot name, whatever a text says, so that its verdicts on them mean nothing."""
+    return getattr(judge, "blind", ())
 
 
 def close(judge: Judge) -> None:
@@ -70,6 +76,11 @@ class Around:
     def usage(self) -> Row | None:
         """The other judge's."""
         return usage_of(self.inner)
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """The other judge's."""
+        return blind_labels(self.inner)
 
     def close(self) -> None:
         """Close the other judge."""

@@ -46,6 +46,7 @@ class HuggingFaceJudge:
         given = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
         self.folder, self.labels = folder, labels
         self.map = label_map(folder, [names[i] for i in sorted(names)], labels, given)
+        self.blind = tuple(label for label in labels.labels if label not in self.map)
         several = config.get("problem_type") == "multi_label_classification"
         self.independent = several or {name.casefold() for name in names.values()} == set(GOEMOTIONS)
         self.name = f"{folder_name(folder)}-{digest(self.map, self.independent)[:4]}"

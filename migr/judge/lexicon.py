@@ -65,6 +65,8 @@ class LexiconJudge:
             label = labels.canonical(family)
             if label is not None:
                 self.weights.update(dict.fromkeys(words.split(), (label, 1.0)))
+        cued = {label for label, _ in self.weights.values()}
+        self.blind = tuple(label for label in labels.labels if label not in cued)  # it knows their names alone
         for word, label in [*labels.synonyms.items(), *((label, label) for label in labels.labels)]:
             self.weights.setdefault(word, (label, NAMED))
 

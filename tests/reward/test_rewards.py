@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from eval.run.predict import judge_all
 from migr.errors import InputError
 from migr.files.records import write_jsonl
-from migr.judge import Judgement, LexiconJudge
+from migr.judge import Judgement, LexiconJudge, blind_labels, open_judge
 from migr.planted import clips as planted
 from migr.text.format import parse, render
 from migr.text.labels import DFEW, label_set
 from reward import REWARDS, make_rewards
-from reward.consistency import ConsistencyReward
+from reward.consistency import ConsistencyReward, refuse_blind_judge
 from reward.score import text_of
 
 LABELS = label_set("dfew")
@@ -173,3 +173,16 @@ def test_a_reward_that_cannot_be_made_is_one_line(name, parameters, message):
         make_rewards([name], LABELS, LexiconJudge(LABELS), {name: parameters})
     with pytest.raises(InputError, match="'other' is none of the rewards"):
         make_rewards(["format"], LABELS, LexiconJudge(LABELS), {"other": {}})
+
+
+def test_a_judge_that_is_blind_for_a_label_is_refused_unless_told(tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("calm\ntense\nangry\n")
+    judge = open_judge("lexicon", label_set(str(tmp_path / "own.txt")), hide_emotion_words=True)
+    assert blind_labels(judge) == ("calm", "tense")
+    refuse_blind_judge(judge, {"angry"}, allowed=False)
+    with pytest.raises(InputError, match="cannot name calm, tense: .*--allow_blind_judge"):
+        refuse_blind_judge(judge, {"calm", "tense"}, allowed=False)
+    refuse_blind_judge(judge, {"tense"}, allowed=True)
+    assert "cannot name tense" in capsys.readouterr().out
+    assert blind_labels(LexiconJudge(LABELS)) == ()
+    assert blind_labels(LexiconJudge(label_set("mafw"))) == ("contempt", "anxiety", "helplessness", "disappointment")
