@@ -8,7 +8,8 @@ a line that ends in a backslash goes on in the next. `{fold}` stands for the fol
 (RUN/fold1 …), and `{name}` for what `--set name=value` says:
 
     python stages/data.py --source dfew --root {root} --fold {fold} --out {run}/clips --cache_dir {run}/../probes
-    python eval/consistency.py --clips {run}/clips/clips.jsonl --model {model} --judge lexicon --out {run}/eval
+    python eval/consistency.py --clips {run}/clips/clips.jsonl --model {model} \\
+        --judge llm:/models/Qwen3-8B --out {run}/eval
 
 Every stage finds its finished work, so an interrupted run is started again with the same command. No shell is involved.
 The means are over folds, as the literature has them; `folds.json` holds them and each fold's own figures.

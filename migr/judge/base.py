@@ -52,7 +52,7 @@ def usage_of(judge: Judge) -> Row | None:
 
 
 def blind_labels(judge: Judge) -> tuple[str, ...]:
-    """The labels of its set that a judge cannot name, whatever a text says, so that its verdicts on them mean nothing."""
+    """The labels of its set that a judge cannot name, whatever a text says."""
     return getattr(judge, "blind", ())
 
 

@@ -180,7 +180,7 @@ def test_a_judge_that_is_blind_for_a_label_is_refused_unless_told(tmp_path, caps
     judge = open_judge("lexicon", label_set(str(tmp_path / "own.txt")), hide_emotion_words=True)
     assert blind_labels(judge) == ("calm", "tense")
     refuse_blind_judge(judge, {"angry"}, allowed=False)
-    with pytest.raises(InputError, match="cannot name calm, tense: .*--allow_blind_judge"):
+    with pytest.raises(InputError, match=r"cannot name calm, tense: .*--allow_blind_judge"):
         refuse_blind_judge(judge, {"calm", "tense"}, allowed=False)
     refuse_blind_judge(judge, {"tense"}, allowed=True)
     assert "cannot name tense" in capsys.readouterr().out

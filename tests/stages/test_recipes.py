@@ -40,11 +40,13 @@ TINY = {
     ],
     "stages/grpo.py": [
         *TRAINING,
+        *("--judge", "/models/roberta-base-go_emotions"),
         *shlex.split("--limit 8 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --num_generations 2"),
         *shlex.split("--max_completion_length 12"),
     ],
     "eval/consistency.py": [
         *FRAMES,
+        *("--judge", "llm:/models/Qwen3-8B"),
         *shlex.split("--engine transformers --tensor_parallel 1 --dtype float32 --limit 4 --max_new_tokens 12"),
     ],
     "eval/explain.py": [*FRAMES, "--max_new_tokens", "12"],
@@ -73,7 +75,7 @@ def test_every_configuration_loads_into_its_dataclasses_and_says_where_values_co
     if kind == "eval":
         from eval.run import options
 
-        flags = ["--config", str(file), "--clips", "c", "--model", "m", "--judge", "lexicon", "--out", "o"]
+        flags = ["--config", str(file), "--clips", "c", "--model", "m", "--out", "o"]
         parsed = [options.arguments(flags, None)]
     else:
         from trl import GRPOConfig, SFTConfig
@@ -197,6 +199,12 @@ def world(planted_run, base_model, tmp_path_factory):
     captions.save(folder / "MAFW" / "Labels" / "descriptive_text.xlsx")
     texts = ["Which emotion? happy sad angry. <think><video>a face</video></think><answer>happy</answer>"] * 20
     qwen3 = build_tiny(folder / "qwen3", texts, family="qwen3_omni_moe")
+    sys.path.append(str(ROOT / "tests" / "judge"))
+    from test_judges import build_roberta
+
+    from migr.judge.huggingface import GOEMOTIONS
+
+    build_roberta(folder / "go_emotions", list(GOEMOTIONS))[1].save_pretrained(folder / "go_emotions")
     rows = [{"clip_id": str(n), "label": "happy", "response": "<think>joy</think><answer>happy</answer>"} for n in "12"]
     (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     programs = folder / "programs"  # Slurm's two commands, for one machine
@@ -216,6 +224,8 @@ def world(planted_run, base_model, tmp_path_factory):
         "/data/MAFW/Labels/descriptive_text.xlsx": folder / "MAFW" / "Labels" / "descriptive_text.xlsx",
         "/models/Qwen2.5-Omni-7B": base_model,
         "/models/Qwen3-Omni-30B-A3B-Instruct": qwen3,
+        "/models/roberta-base-go_emotions": folder / "go_emotions",
+        "llm:/models/Qwen3-8B": f"llm:{base_model}",
         "DFEW-part2.zip": folder / "DFEW-part2.zip",
         "clip.mp4": folder / "clip.mp4",
         "theirs.jsonl": folder / "theirs.jsonl",
@@ -231,7 +241,7 @@ def tiny(words, folder, places):
         archive, out = words[words.index("PASSWORD") + 1], words[-1]
         return [sys.executable, "-m", "zipfile", "-e", archive, out]  # not every machine has unzip
     script, flags, front = script_of(words)
-    more = TINY.get(script, [])
+    more = [places.get(word, word) for word in TINY.get(script, [])]
     if "--predictions" in flags:
         more = []
     if front[0] == "sbatch":
