@@ -26,7 +26,8 @@ from eval.figures.paired import differences, mcnemar
 from eval.page.browser import run_of
 from eval.page.tables import comparison, percent
 from eval.report import write_page
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, iter_jsonl, read_json, write_json, write_jsonl
 from migr.text.labels import LabelSet, label_set
 

@@ -34,16 +34,20 @@ from eval.page.browser import Run
 from eval.page.tables import percent, print_table, unread
 from eval.report import write_page
 from eval.run import predict
-from eval.run.options import arguments, settings_of
+from eval.run.options import arguments, engine_of, generation_of, shown_settings
+from migr.cli import demo_arguments
+from migr.clips.record import ModelRecord, find_labels
 from migr.errors import exit_on_input_error
 from migr.files.claim import claim
 from migr.files.fingerprint import file_digest
-from migr.files.records import Row, digest, iter_jsonl, write_environment, write_json
+from migr.files.records import Row, digest, iter_jsonl, read_json, write_environment, write_json
 from migr.judge import close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, labelled_texts, reliability
 from migr.sources.predictions import Reading, convert
 from migr.text.labels import SHIPPED as SHIPPED_SETS
-from migr.text.labels import LabelSet, label_set
+from migr.text.labels import LabelSet
+
+CIRCULAR = "what it finds consistent was paid for; take another judge for a figure to report"
 
 
 def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
@@ -74,6 +78,20 @@ def notes(metrics: Row, labels: LabelSet, count_missing: bool) -> list[str]:
     return lines
 
 
+def same_judge(name: str, other: str | None) -> bool:
+    """Whether two names are of one judge, whatever is hidden from it (which stands behind the comma)."""
+    return other is not None and name.partition(",")[0] == other.partition(",")[0]
+
+
+def rewards_judge(predictions: Path | None, record: ModelRecord | None) -> str | None:
+    """Name of the judge that the model was rewarded by, as its folder or the predictions' run tells."""
+    if record is not None or predictions is None:
+        return record.reward_judge if record is not None else None
+    run = predictions.parent / "run.json"
+    facts = read_json(run) if run.is_file() else {}
+    return facts.get("reward_judge") if isinstance(facts, dict) else None
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Config, predictions, judgements, figures; returns the metrics ({} where another process counts).
 
@@ -81,16 +99,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         InputError: Something in the input or the configuration is wrong.
     """
     # Config
-    if not argv:
-        from stages.demo import demo
-
-        argv = demo.arguments_of("evaluation", demo.make("export", variants=["migr"]))
-    args = arguments(argv, __doc__)
-    labels = label_set(args.labels)
+    args, record = arguments(argv or demo_arguments("evaluation"), __doc__)
+    labels = find_labels(args.labels, args.clips or args.predictions, model=record)
     judge, judge_facts, texts = None, None, []
     if args.judge:
-        options = {"hide_emotion_words": args.hide_emotion_words, "prices": args.judge_prices, "engine": args.engine}
-        judge = open_judge(args.judge, labels, cache=args.judge_cache, **options)
+        options = {"hide_emotion_words": args.hide_emotion_words, "prices": args.judge_prices}
+        judge = open_judge(args.judge, labels, cache=args.judge_cache, engine=engine_of(args), **options)
         texts = check_texts(args.judge_check, labels)
     dominants = tally.read_dominants(args.importance) if args.importance else None
     predictions, judgements = args.predictions, args.judgements
@@ -101,16 +115,17 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     # Predictions
     if predictions is None:
-        clips = predict.chosen_clips(args, labels)
-        config = {**predict.generation_config(args, labels), **judging}
+        generation = generation_of(args, labels, record)
+        clips = predict.chosen_clips(generation)
+        config = {**predict.generation_config(generation), "reward_judge": record and record.reward_judge, **judging}
         args.out.mkdir(parents=True, exist_ok=True)
         predictions = args.out / "predictions.jsonl"
         claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite)
-        if not predict.generate(clips, args, labels, predictions):
+        if not predict.generate(clips, generation, predictions):
             return {}
         write_environment(args.out)
     else:
-        config = {"predictions": file_digest(predictions), "labels": labels.labels, **judging}
+        config = {"predictions": file_digest(predictions), "label_set": labels.as_record(), **judging}
         files = [args.out / "judgements.jsonl"] if judge is not None else []
         reading = Reading(args.format, args.truth, args.split, args.by_order, args.count_missing)
         if reading.needed(predictions):
@@ -137,6 +152,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         if prompt_of(judge):
             judge_facts |= {"prompt": prompt_of(judge), "prompt_hash": digest(prompt_of(judge))}
         judge_facts |= {"usage": usage_of(judge)} if usage_of(judge) else {}
+        if same_judge(judge.name, rewards_judge(args.predictions, record)):
+            judge_facts["rewarded"] = True
         close(judge)
     if judgements is not None:
         name = tally.read_judgements(judgements, labels, table)
@@ -145,7 +162,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     # Figures
     columns = (table.labels, table.answers, table.judgements)
     metrics = measure(*columns, labels.labels, table.first, table.dominants, args.resamples, args.seed)
-    metrics |= {"judge": judge_facts, "settings": settings_of(args, labels, read), "synonyms": labels.synonyms}
+    metrics |= {"judge": judge_facts, "settings": shown_settings(args, labels, read), "synonyms": labels.synonyms}
     metrics["unread_answers"] = dict(table.unread.most_common(20))
     if "n_without" in read:
         metrics["n_without_prediction"] = read["n_without"]
@@ -159,6 +176,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     print_table({name: metrics})
     for line in notes(metrics, labels, args.count_missing):
         print(f"evaluation: {line}")
+    if judge_facts and judge_facts.get("rewarded"):
+        print(f"evaluation: judge {judge_facts['name']} is the one that the model was rewarded by: {CIRCULAR}")
     if judge_facts and judge_facts.get("usage"):
         print("judge: " + ", ".join(f"{key} {value}" for key, value in judge_facts["usage"].items()))
     print(

@@ -1,19 +1,18 @@
 """One clip: which modality carries the emotion, what the model says about it, and its answer.
 
     python eval/explain.py clip.mp4                                                (the demo's model; made if lacking)
-    python eval/explain.py clip.mp4 --model runs/dfew/model --importance runs/dfew/importance \
-        --config configs/7b_80gb/eval.yaml
+    python eval/explain.py clip.mp4 --model runs/dfew/model --importance runs/dfew/importance
 
 Any video with or without sound, or sound alone (wav, mp3, ...). Shows the importance as bars and the reasoning in the
 colours of its modalities, and writes the same as one HTML file with the frames and the sound that the model got.
-`--importance` is a folder of stages/importance.py; without it there are no bars. `--config` is the YAML of the
-evaluation: frames must be sampled as in training. The demo's model knows only the cartoon faces and voices of its own
-benchmark.
+`--importance` is a folder of stages/importance.py; without it there are no bars. Frames are sampled as in training: the
+model's folder says how. The demo's model knows only the cartoon faces and voices of its own benchmark.
 """
 
 import argparse
 import io
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,18 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from eval.run.predict import MEDIA
+from eval.run.options import prompt_of
+from eval.run.predict import GenerationSettings, question_for
+from migr.cli import Parser, demo_arguments, settings_of
 from migr.clips.manifest import Clip
-from migr.clips.media import Media, MediaSettings, probe
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.media import Media, probe
+from migr.clips.record import find_labels, read_record
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import read_json
 from migr.page import environment, image_uri
+from migr.settings import DecodingSettings, EngineSettings, LabelSettings, MediaSettings
 from migr.text.format import Response, parse
-from migr.text.labels import LabelSet, label_set
+from migr.text.labels import LabelSet
 
 COLOURS = {"video": "cyan", "audio": "yellow", "text": "green"}
 _TEMPLATES = Path(__file__).parent / "page"
@@ -61,8 +64,8 @@ class Explanation:
     finished: bool
 
 
-def arguments() -> argparse.Namespace:
-    """The command line; `media` holds the settings of `--config`, or the defaults, under those given as flags.
+def arguments() -> tuple[argparse.Namespace, LabelSet]:
+    """The command line and the labels; what neither a flag nor `--config` gives comes from the model's folder.
 
     Raises:
         InputError: A flag or a key of the YAML is wrong.
@@ -72,40 +75,24 @@ def arguments() -> argparse.Namespace:
     add("clip", type=Path, help="the video or audio file")
     add("--model", type=Path, help="folder of stages/export.py, an adapter, or a model (default: the demo's)")
     add("--importance", type=Path, help="folder of stages/importance.py, for the bars")
-    add("--config", type=Path, help="YAML of eval/consistency.py: labels, frames, length of the answer")
-    add("--labels", help="dfew, mafw, or a file with one label a line (default dfew)")
-    add("--max_new_tokens", type=int, help="longest answer (default 256)")
     add("--out", type=Path, help="HTML file to write (default: the clip's name, in this folder)")
-    for name in MEDIA[:-1]:
-        add(f"--{name}", type=float if name == "fps" else int, help="how frames are sampled; as in training")
+    parser.add_settings(LabelSettings, MediaSettings, DecodingSettings)
+    parser.accept_keys(EngineSettings, GenerationSettings)  # of the evaluation's YAML; one clip needs none of them
     args = parser.parse_args()
-    settings: dict[str, Any] = {}
-    if args.config is not None:
-        from eval.run import options
-
-        given = ["--config", str(args.config), "--clips", "-", "--model", "-", "--judge", "lexicon", "--out", "-"]
-        read = options.arguments(given, __doc__)
-        settings = {name: getattr(read, name) for name in (*MEDIA, "labels", "max_new_tokens")}
     if args.model is None:
-        from stages.demo import demo
-
-        run = demo.make("export", variants=["migr"])
-        args.model = run / "export" / "migr"
-        args.importance = args.importance or run / "importance"
-        settings = {**demo._media(), "max_new_tokens": 96, **settings}
-    for name in ("labels", "max_new_tokens"):
-        if getattr(args, name) is None:
-            setattr(args, name, settings.get(name, {"labels": "dfew", "max_new_tokens": 256}[name]))
-    own = {name: value for name in MEDIA[:-1] if (value := getattr(args, name)) is not None}
-    args.media = MediaSettings(**{**{name: settings[name] for name in MEDIA if name in settings}, **own})
+        made = parser.parse_args([str(args.clip), *demo_arguments("explain"), *sys.argv[1:]])
+        args = made
+    record = read_record(args.model)
+    if record is not None:
+        parser.inherit(args, record.media, record.source)
     args.out = args.out or Path(f"{args.clip.stem}.html")
     if args.out.resolve() == args.clip.resolve():
         raise InputError(f"--out {args.out}: that is the clip itself")
-    return args
+    return args, find_labels(args.labels, model=record)
 
 
 def explain(
-    path: Path, model: Path, importance: Path | None, labels: LabelSet, media: MediaSettings, max_new_tokens: int
+    path: Path, model: Path, importance: Path | None, labels: LabelSet, media: MediaSettings, decoding: DecodingSettings
 ) -> Explanation:
     """Ask the model about one file.
 
@@ -115,7 +102,7 @@ def explain(
         importance: Folder with fusion.safetensors, or None.
         labels: What may be answered.
         media: How the file is sampled.
-        max_new_tokens: Longest answer.
+        decoding: How the answer is drawn.
 
     Raises:
         InputError: The file, the model or the fusion network cannot be used, or they do not belong together.
@@ -128,16 +115,17 @@ def explain(
 
     from migr.engine import Request, open_engine
     from migr.engine.transformers import TransformersEngine
-    from migr.omni.prompt import question_about, render_prompt
+    from migr.omni.prompt import render_prompt
 
-    interleaved = media.audio_in_video
-    with open_engine(model, "transformers", max_new_tokens=max_new_tokens, audio_in_video=interleaved) as engine:
+    options = {**asdict(decoding), "audio_in_video": media.audio_in_video}
+    with open_engine(model, "transformers", **options) as engine:
         assert isinstance(engine, TransformersEngine)  # vLLM takes longer to start than one clip takes
         from migr.omni.inputs import OmniInputs
 
         inputs = OmniInputs(engine.task.inputs.processor, media)
         decoded = inputs.media(clip)
-        prompt = render_prompt(inputs.processor, question_about(clip, labels.labels), clip.has_video, clip.has_audio)
+        text = question_for(clip, labels, prompt_of(labels, read_record(model)))
+        prompt = render_prompt(inputs.processor, text, clip.has_video, clip.has_audio)
         (generation,) = engine.generate([Request(str(path), prompt, decoded)])
         response = parse(generation.text)
         answer = response.label(labels)
@@ -261,9 +249,9 @@ def _wave(waveform: np.ndarray, most: int = 400) -> tuple[int, str]:
 
 def main() -> None:
     """Ask, show, write."""
-    args = arguments()
-    labels = label_set(args.labels)
-    found = explain(args.clip, args.model, args.importance, labels, args.media, args.max_new_tokens)
+    args, labels = arguments()
+    media, decoding = settings_of(MediaSettings, args), settings_of(DecodingSettings, args)
+    found = explain(args.clip, args.model, args.importance, labels, media, decoding)
     show(found, Console())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(found), encoding="utf-8")

@@ -13,8 +13,7 @@ The folder `--out` gets grounding.jsonl (a row a clip), grounding.json and groun
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from importlib.util import find_spec
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,18 @@ from tqdm import tqdm
 
 from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
 from eval.figures.tally import PREDICTION_KEYS
-from eval.run import predict
+from eval.run.options import engine_of, prompt_of
+from eval.run.predict import GenerationSettings, asker
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.record import find_labels, read_record
+from migr.errors import InputError, exit_on_input_error
 from migr.files.claim import claim
 from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing, ids_in
 from migr.files.records import Row, read_jsonl, write_environment, write_json
 from migr.planted.truth import segment_truth
-from migr.text.labels import LabelSet, label_set
+from migr.settings import CacheSettings, DecodingSettings, EngineSettings, LabelSettings, MediaSettings
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -85,42 +87,42 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags.
+def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, GenerationSettings]:
+    """Parse the flags; what they do not give comes from the model's folder.
 
     Raises:
         InputError: An unknown flag, or a value out of range.
     """
-    from migr.clips.media import MediaSettings
-
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="predictions.jsonl of eval/consistency.py")
     add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
     add("--model", type=Path, required=True, help="the model that wrote the predictions")
     add("--out", type=Path, required=True, help="folder for what is written")
-    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     add("--limit", type=int, help="the first so many predictions only")
-    add("--engine", choices=["auto", "vllm", "transformers"], default="auto", help="auto: vllm if there")
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights")
-    add("--batch_size", type=int, help="requests at a time (default 64 with vllm, 16 with transformers)")
-    add("--tensor_parallel", type=int, default=1, help="GPUs that vllm spreads the model over (default 1)")
-    add("--cache_dir", type=Path, help="where decoded clips are kept (shared by all stages)")
     add("--seed", type=int, default=0, help="seed of the exchanged clips and of the bootstrap")
     add("--resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
-    add("--overwrite", action="store_true", help="discard another run in --out")
-    for field in fields(MediaSettings):
-        if field.name in predict.MEDIA:
-            action = argparse.BooleanOptionalAction if isinstance(field.default, bool) else None
-            kind: dict[str, Any] = {"action": action} if action else {"type": type(field.default)}
-            add(f"--{field.name}", default=field.default, help="how clips are sampled, as in training", **kind)
+    add("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="discard another run in --out")
+    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, CacheSettings)
+    parser.accept_keys(DecodingSettings, GenerationSettings)  # of the evaluation's YAML
     args = parser.parse_args(argv)
-    for name in ("limit", "batch_size", "resamples", "tensor_parallel"):
+    for name in ("limit", "resamples"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    if args.engine == "auto":
-        args.engine = "vllm" if find_spec("vllm") and not args.audio_in_video else "transformers"
-    return args
+    record = read_record(args.model)
+    if record is not None:
+        parser.inherit(args, record.media, record.source)
+    labels = find_labels(args.labels, args.clips, args.predictions, model=record)
+    return args, GenerationSettings(
+        model=args.model,
+        clips=args.clips,
+        labels=labels,
+        prompt=prompt_of(labels, record),
+        media=settings_of(MediaSettings, args),
+        engine=engine_of(args),
+        decoding=DecodingSettings(max_new_tokens=1),
+        cache_dir=args.cache_dir,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -129,11 +131,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         InputError: Something in the input or the configuration is wrong.
     """
-    args = arguments(argv)
-    labels = label_set(args.labels)
+    args, generation = arguments(argv)
 
     # Data
-    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
+    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, generation.labels)}
     predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
     if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in by_id]:
         raise InputError(f"{args.predictions}: clip {lost[0]!r} is not in {args.clips}")
@@ -145,9 +146,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = {
         "model": model_digest(args.model),
         **{name: file_digest(getattr(args, name)) for name in ("predictions", "clips")},
-        "labels": list(labels.labels),
-        "media": {name: getattr(args, name) for name in predict.MEDIA},
-        "engine": [args.engine, args.dtype, args.seed],
+        "label_set": generation.labels.as_record(),
+        "prompt": generation.prompt,
+        "media": asdict(generation.media),
+        "engine": [generation.engine.engine, args.dtype, args.seed],
     }
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out / "grounding.jsonl"
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with Growing(out) as file:
         done = ids_in([out])
         for row in tqdm(
-            score(args, [row for row in sample if row["clip_id"] not in done], clips, predictions, labels),
+            score(generation, [row for row in sample if row["clip_id"] not in done], clips, predictions, args.seed),
             desc="scoring",
             unit="clip",
             total=len(sample),
@@ -170,9 +172,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # Figures
     rows = read_jsonl(out, ("clip_id", "segments"), unique="clip_id")
     figures = {**measure(rows, args.resamples, args.seed), **segment_truth(args.predictions, args.clips)}
-    figures["settings"] = {
-        name: str(getattr(args, name)) for name in ("model", "predictions", "clips", "engine", "seed")
-    }
+    figures["settings"] = {name: str(getattr(args, name)) for name in ("model", "predictions", "clips", "seed")}
+    figures["settings"]["engine"] = generation.engine.engine
     write_json(args.out / "grounding.json", figures)
     plot(rows, args.out / "grounding.png")
     show(figures)
@@ -181,17 +182,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def score(
-    args: argparse.Namespace, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], labels: LabelSet
+    settings: GenerationSettings, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], seed: int
 ) -> Iterator[Row]:
     """The rows of grounding.jsonl, in order."""
     if not rows:
         return
     from migr.engine import open_engine
 
-    ask = predict.asker(args, labels)
-    donors = Donors(every, clips, labels, args.seed)
-    options = {name: getattr(args, name) for name in ("dtype", "batch_size", "tensor_parallel", "audio_in_video")}
-    with open_engine(args.model, args.engine, max_new_tokens=1, **options) as engine:
+    ask, labels = asker(settings), settings.labels
+    donors = Donors(every, clips, labels, seed)
+    options = {**settings.engine.options(), **asdict(settings.decoding)}
+    with open_engine(settings.model, audio_in_video=settings.media.audio_in_video, **options) as engine:
         source = iter(rows)
         while batch := list(islice(source, 16)):
             pairs = [(clips[row["clip_id"]], row["response"]) for row in batch]

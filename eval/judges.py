@@ -20,11 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser, settings_of
+from migr.clips.record import find_labels
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, iter_jsonl, write_json, write_jsonl
 from migr.judge import close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, agreement, judge_texts, labelled_texts, reliability
-from migr.text.labels import LabelSet, label_set
+from migr.settings import EngineSettings, LabelSettings
+from migr.text.labels import LabelSet
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -33,10 +36,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("judges", nargs="+", metavar="JUDGE", help="one judge or several")
     add("--texts", type=Path, default=SHIPPED, help="JSONL with text and emotion (default: the shipped texts)")
     add("--predictions", type=Path, help="predictions.jsonl: compare the judges on these reasonings instead")
-    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
-    add("--hide_emotion_words", action="store_true", help="judges do not see words that name an emotion")
+    hide = "judges do not see words that name an emotion"
+    add("--hide_emotion_words", action=argparse.BooleanOptionalAction, default=False, help=hide)
     add("--judge_cache", type=Path, help="file of judgements made before, so that a rerun does not pay again")
     add("--out", type=Path, help="folder for judges.json and misread.jsonl")
+    parser.add_settings(LabelSettings, EngineSettings)
     args = parser.parse_args(argv)
     if args.predictions is not None and len(args.judges) < 2:
         raise InputError("--predictions has no truth to measure one judge by: name two judges, or give --texts")
@@ -49,8 +53,9 @@ def main(argv: Sequence[str]) -> Row:
     """Config, texts, judgements, figures; returns the figures."""
     # Config
     args = _arguments(argv)
-    labels = label_set(args.labels)
+    labels = find_labels(args.labels, args.predictions)
     options: dict[str, Any] = {"hide_emotion_words": args.hide_emotion_words, "cache": args.judge_cache}
+    options["engine"] = settings_of(EngineSettings, args)
     judges = [open_judge(name, labels, **options) for name in args.judges]
 
     # Texts

@@ -20,7 +20,8 @@ from markupsafe import Markup
 
 from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
 from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent, unread
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import atomic
 from migr.page import clean, data_uri, environment
 from migr.text.format import MODALITIES

@@ -20,7 +20,8 @@ import numpy as np
 
 from eval.figures.sentiment import Scored, agreeing, compare, draw
 from eval.figures.sentiment_runs import Predictions, Reported, read_run, set_of, truths
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, write_json
 from migr.sentiment.metrics import CONVENTIONS
 from migr.sentiment.sets import SETS, SentimentSet, sentiment_set

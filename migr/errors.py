@@ -1,6 +1,5 @@
 """One kind of error for everything that a user can mend, and its one-line form on the command line."""
 
-import argparse
 import errno
 import os
 import re
@@ -111,15 +110,3 @@ def _log() -> Path:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         traceback.print_exc(file=file)
     return Path(name)
-
-
-class Parser(argparse.ArgumentParser):
-    """The command line of a script: its docstring is the help, a wrong flag is one line like every other mistake."""
-
-    def __init__(self, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise InputError(f"{message} (--help lists the flags)")

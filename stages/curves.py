@@ -9,7 +9,8 @@ it had logged at its last checkpoint; for live curves: `--report_to tensorboard`
 
 from pathlib import Path
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.training.history import plot, read_history, reward_line, warnings
 
 

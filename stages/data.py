@@ -21,12 +21,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from migr.clips.container import BACKENDS
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser, settings_of
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.machine import cores
 from migr.planted import clips as planted
 from migr.planted import wording
+from migr.settings import CacheSettings, LabelSettings, MediaSettings
 from migr.sources import dfew, mafw, table
 from migr.sources.checking import examine_listed, frames_root
 from migr.sources.listed import Listed
@@ -57,19 +58,17 @@ def arguments() -> argparse.Namespace:
     add("--fold", type=int, choices=dfew.FOLDS, help="dfew, mafw: the published fold (default 1)")
     add("--frame_rate", type=float, help="dfew: read the frame folders (no sound) at so many frames a second")
     add("--table", type=Path, nargs="+", help="table: CSV, XLSX or JSONL with path and label; several are put together")
-    add("--labels", help="table: dfew, mafw, or a file with one label a line (default dfew)")
     add("--split", help="table: the split of rows that name none (default train)")
     add("--max_excluded", type=float, default=0.05, help="share of clips that may be unusable (default 0.05)")
     add("--require", choices=list(NEEDS), default="video", help="streams that a clip must have (default video)")
-    add("--max_seconds", type=float, default=30.0, help="a longer clip is excluded; as in training (default 30)")
-    add("--backend", choices=BACKENDS, default="decord", help="the video reader that training uses")
-    add("--cache_dir", type=Path, help="where probes.jsonl is kept, so that folds can share it (default --out)")
     add("--workers", type=int, default=cores(), help=f"clips examined at a time (default {cores()}, the cores)")
     add("--timeout", type=float, default=60.0, help="seconds that examining a clip may take (default 60)")
     add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
     for split, count in list(OWN["planted"].items())[1:]:
         add(f"--{split}", type=int, help=f"planted: number of {split} clips (default {count})")
+    parser.add_settings(LabelSettings, MediaSettings, CacheSettings)  # of media, examining needs reader and seconds
     args = parser.parse_args()
+    settings_of(MediaSettings, args)
     for name in {flag for flags in OWN.values() for flag in flags}:
         if name not in OWN[args.source] and getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with --source {args.source}")
@@ -79,7 +78,7 @@ def arguments() -> argparse.Namespace:
         raise InputError(f"--source {args.source} needs --{'table' if args.source == 'table' else 'root'}")
     if len(args.table or []) > 1 and args.root is None:
         raise InputError("several tables need --root: a folder that holds the clips of all")
-    for name in ("frame_rate", "max_seconds", "workers", "timeout"):
+    for name in ("frame_rate", "workers", "timeout"):
         if getattr(args, name) is not None and not 0 < getattr(args, name) < 1e6:
             raise InputError(f"--{name}: must be a positive number, not {getattr(args, name)}")
     if not 0 <= args.max_excluded < 1:
@@ -139,7 +138,8 @@ def prepare(args: argparse.Namespace) -> None:
     clips, named = Counter(row["split"] for row in rows), Counter(row["split"] for row in source.rows)
     counts = {"clips": clips, "excluded": why, "named": named, "published": source.published}
     write_environment(args.out)
-    write_json(record, {**about, "root": str(root), "labels": source.labels.labels, **settings, **counts})
+    labels = {"labels": source.labels.labels, "label_set": source.labels.as_record()}
+    write_json(record, {**about, "root": str(root), **labels, **settings, **counts})
     write_jsonl(manifest, rows)
     for split, count in source.published.items():
         if named[split] != count:
@@ -200,7 +200,7 @@ def plant(args: argparse.Namespace) -> None:
     write_jsonl(args.out / "judge_fit.jsonl", labelled_texts(args.seed, "test", 2100))
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))
     write_environment(args.out)
-    write_json(done, {**config, "digest": digest(config)})
+    write_json(done, {**config, "digest": digest(config), "label_set": label_set("dfew").as_record()})
     parts = ", ".join(f"{n} {split}" for split, n in sizes.items())
     print(f"data: {len(rows)} clips ({parts}) -> {args.out}/clips.jsonl")
 

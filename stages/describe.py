@@ -18,52 +18,47 @@ An interrupted run goes on where it stopped, clip by clip.
 import argparse
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.media import MediaSettings
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.record import find_labels, read_record
+from migr.errors import InputError, exit_on_input_error
 from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, digest, read_jsonl
 from migr.omni.prompt import DESCRIBE, render_prompt
+from migr.settings import CacheSettings, DecodingSettings, EngineSettings, LabelSettings, MediaSettings
 from migr.text.format import block, parse
-from migr.text.labels import LabelSet, label_set
+from migr.text.labels import LabelSet
 
-MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 NAMES = {"video": "the video", "audio": "the audio", "text": "the words"}
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
-    parser.add_argument("--model", type=Path, required=True, help="model folder; stages/export.py writes one for vllm")
-    parser.add_argument("--out", type=Path, required=True, help="reasoning.jsonl to write, or to go on with")
-    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
-    parser.add_argument("--split", default="train", help="split of the clips to describe, or `all`")
-    parser.add_argument(
-        "--modalities", nargs="+", choices=DESCRIBE, default=list(DESCRIBE), help="which to describe (default both)"
-    )
+    add = parser.add_argument
+    add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
+    add("--model", type=Path, required=True, help="model folder; stages/export.py writes one for vllm")
+    add("--out", type=Path, required=True, help="reasoning.jsonl to write, or to go on with")
+    add("--split", default="train", help="split of the clips to describe, or `all`")
+    add("--modalities", nargs="+", choices=DESCRIBE, default=list(DESCRIBE), help="which to describe (default both)")
     for modality, ask in DESCRIBE.items():
-        parser.add_argument(f"--ask_{modality}", default=ask, help=f"the question about {modality} (default: {ask})")
-    parser.add_argument("--engine", default="auto", help="vllm, transformers, or auto: vllm where it is installed")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest description in tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--batch_size", type=int, help="descriptions worked on together")
-    parser.add_argument("--cache_dir", type=Path, help="folder of decoded clips")
-    parser.add_argument("--limit", type=int, help="describe only the first so many clips")
-    media = MediaSettings()
-    for name in MEDIA:
-        parser.add_argument(f"--{name}", type=type(getattr(media, name)), default=getattr(media, name), help="of clips")
-    return parser.parse_args()
+        add(f"--ask_{modality}", default=ask, help=f"the question about {modality} (default: {ask})")
+    add("--limit", type=int, help="describe only the first so many clips")
+    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, DecodingSettings, CacheSettings)
+    args = parser.parse_args()
+    record = read_record(args.model)
+    if record is not None:
+        parser.inherit(args, record.media, record.source)
+    args.label_set = find_labels(args.labels, args.clips, model=record)
+    return args
 
 
 def emotions_in(text: str, labels: LabelSet) -> list[str]:
@@ -103,11 +98,11 @@ def main() -> None:
     """Describe the clips that have no line yet."""
     # Config
     args = arguments()
-    labels = label_set(args.labels)
-    settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+    labels, settings = args.label_set, settings_of(MediaSettings, args)
+    engine, decoding = settings_of(EngineSettings, args).resolved(), settings_of(DecodingSettings, args)
     ask = {modality: getattr(args, f"ask_{modality}") for modality in args.modalities}
-    decoding = [getattr(args, name) for name in (*MEDIA, "engine", "dtype", "max_new_tokens", "temperature", "seed")]
-    by = f"{args.model.resolve().name}-{digest(model_digest(args.model), ask, decoding)[:8]}"
+    about = [asdict(settings), engine.engine, engine.dtype, asdict(decoding)]
+    by = f"{args.model.resolve().name}-{digest(model_digest(args.model), ask, about)[:8]}"
 
     # Data
     clips = read_clips(args.clips, labels, split=None if args.split == "all" else args.split)[: args.limit]
@@ -140,11 +135,8 @@ def main() -> None:
                         assert media is not None
                         yield Request(f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]))
 
-            options = {
-                name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "batch_size", "dtype")
-            }
-            with open_engine(args.model, args.engine, **options) as engine:
-                answers = engine.generate(requests())
+            with open_engine(args.model, **engine.options(), **asdict(decoding)) as describer:
+                answers = describer.generate(requests())
                 for clip in tqdm(pending, "describing", len(clips), initial=len(clips) - len(pending), unit="clip"):
                     needed = questions[clip.clip_id]
                     descriptions = dict(zip(needed, islice(answers, len(needed)), strict=True))

@@ -9,7 +9,8 @@ and renamed, so a half-written one is never taken for a whole.
 
 from pathlib import Path
 
-from migr.errors import Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import exit_on_input_error
 from migr.omni.export import export
 
 

@@ -21,7 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, write_environment
 from migr.sentiment import pickles, tables
 from migr.sentiment.sets import SETS, SentimentSet, sentiment_set

@@ -10,39 +10,12 @@ the YAML or on the command line; `rewards` and `reward_weights` go together. Eac
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict
 
+from migr.cli import demo_arguments
 from migr.errors import InputError, exit_on_input_error
-from migr.training.arguments import OmniArguments, parse
-
-
-@dataclass
-class GRPOArguments(OmniArguments):
-    """What GRPO reads beside TRL's GRPOConfig."""
-
-    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to continue from (a folder of sft.py)"})
-    split: str = field(default="train", metadata={"help": "split of the clips to train on"})
-    importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
-    judge: str = field(
-        default="lexicon",
-        metadata={"help": "judge of the consistency reward: lexicon, a folder, llm:DIR or endpoint:URL#MODEL"},
-    )
-    judge_cache: str | None = field(
-        default=None, metadata={"help": "file of what a judge said before (of folders, llm and endpoint)"}
-    )
-    hide_emotion_words: bool = field(
-        default=True, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
-    )
-    allow_blind_judge: bool = field(
-        default=False, metadata={"help": "train although the judge cannot name some of the clips' labels"}
-    )
-    rewards: list[str] = field(
-        default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
-        metadata={"help": "rewards, in the order of reward_weights; also dotted paths, such as my_lib.rewards.brevity"},
-    )
-    reward_parameters: dict | str | None = field(  # type: ignore[type-arg]
-        default=None, metadata={"help": "parameters of own rewards: {name: {parameter: value}}"}
-    )
+from migr.training.arguments import GRPOArguments, parse
+from migr.training.checks import force, refused_by_trl
 
 
 def main() -> None:
@@ -50,12 +23,9 @@ def main() -> None:
     from trl import GRPOConfig
 
     # Config
-    argv = sys.argv[1:]
-    if not argv:
-        from stages.demo import demo
-
-        argv = demo.arguments_of("grpo", demo.make("sft", variants=["migr"]))
+    argv = sys.argv[1:] or demo_arguments("grpo")
     args, config = parse([GRPOArguments, GRPOConfig], argv, __doc__)
+    force("grpo", config, args.explicit)
     args.require("model", "clips", *(["adapter"] if args.adapter else []))
     if args.importance or "grounding" in args.rewards:
         args.require("importance")
@@ -63,26 +33,22 @@ def main() -> None:
         raise InputError("GRPO trains an adapter: give --adapter (a folder of stages/sft.py) or a --lora_r above 0")
     if config.reward_weights is not None and len(config.reward_weights) != len(args.rewards):
         raise InputError(f"{len(config.reward_weights)} reward_weights for {len(args.rewards)} rewards: {args.rewards}")
-    if config.num_iterations != 1 or config.steps_per_generation != config.gradient_accumulation_steps:
-        raise InputError(
-            "num_iterations must be 1 and steps_per_generation equal gradient_accumulation_steps: "
-            "completions that outlive an update are lost when a run is interrupted, so it could not be resumed exactly"
-        )
 
     import random
 
     from datasets import Dataset
 
     from migr.clips.manifest import read_clips
+    from migr.clips.record import ModelRecord, find_labels, read_record
     from migr.files.records import read_jsonl
     from migr.judge import open_judge
     from migr.memory.estimate import announce
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import check_adapter, check_model, load_processor, load_thinker, media_token_ids
-    from migr.omni.prompt import question_about
+    from migr.omni.prompt import question, question_about
     from migr.rollout.remote import find_server
     from migr.rollout.rollouts import check_vllm
-    from migr.text.labels import label_set
+    from migr.settings import EngineSettings
     from migr.training.card import write_card
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
@@ -92,10 +58,16 @@ def main() -> None:
     from reward import make_rewards, read_parameters
     from reward.consistency import refuse_blind_judge
 
-    check_vllm(config, check_model(args.model), args.audio_in_video)
-    labels = label_set(args.labels)
+    trained = read_record(args.adapter or args.model)
+    args.inherit_media(trained)
+    check_vllm(config, check_model(args.model), args.media_settings.audio_in_video)
+    labels = find_labels(args.labels, args.clips, model=trained)
     judge = open_judge(
-        args.judge, labels, hide_emotion_words=args.hide_emotion_words, cache=args.judge_cache, engine="transformers"
+        args.judge,
+        labels,
+        hide_emotion_words=args.hide_emotion_words,
+        cache=args.judge_cache,
+        engine=EngineSettings(engine="transformers"),
     )
     rewards = make_rewards(args.rewards, labels, judge, read_parameters(args.reward_parameters))
     inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
@@ -144,23 +116,23 @@ def main() -> None:
         trainable=True,
         attn_implementation=args.attn_implementation,
     )
-    config.remove_unused_columns = False
-    config.logging_nan_inf_filter = False
-    config.router_aux_loss_coef = 0.0  # router and experts are frozen, and the thinker returns no router logits
-    config.log_multimodal = False
     # A sampled media token would have no features, and break the next forward pass.
     config.generation_kwargs = {**(config.generation_kwargs or {}), "suppress_tokens": media_token_ids(processor)}
-    trainer = OmniGRPOTrainer(
-        inputs=inputs,
-        clips=clips,
-        model=model,
-        args=config,
-        reward_funcs=[CheckedReward(name, reward) for name, reward in zip(args.rewards, rewards, strict=True)],
-        train_dataset=dataset,
-        processing_class=processor,
-        peft_config=None if args.adapter else args.lora_config,
-        callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
-    )
+    with refused_by_trl():
+        trainer = OmniGRPOTrainer(
+            inputs=inputs,
+            clips=clips,
+            model=model,
+            args=config,
+            reward_funcs=[CheckedReward(name, reward) for name, reward in zip(args.rewards, rewards, strict=True)],
+            train_dataset=dataset,
+            processing_class=processor,
+            peft_config=None if args.adapter else args.lora_config,
+            callbacks=[CompleteMarker(), StopOnNonFiniteGradient()],
+        )
+    if trainer.is_world_process_zero():
+        rewarded_by = judge.name if "consistency" in args.rewards else None
+        ModelRecord(asdict(args.media_settings), labels, question(labels.labels), rewarded_by).write(config.output_dir)
     result = trainer.train(resume_from_checkpoint=resume)
 
     trainer.close()

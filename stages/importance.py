@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.media import BACKENDS, MediaSettings
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.record import find_labels, read_record
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
 from migr.importance import fit, trust
 from migr.importance.features import MODALITIES, features_key, presence, tower_features
@@ -39,7 +40,7 @@ from migr.importance.store import NETWORKS, fingerprint, save
 from migr.importance.table import check_labels, check_present, known
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
-from migr.text.labels import label_set
+from migr.settings import CacheSettings, LabelSettings, MediaSettings
 
 VERSION = 3  # of scores and files; results of another version are made anew
 
@@ -51,7 +52,6 @@ def arguments() -> argparse.Namespace:
     add("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
     add("--model", required=True, help="Qwen2.5-Omni folder or Hub name; only its towers are run, and see --mllm_check")
     add("--out", type=Path, required=True, help="folder for the results")
-    add("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     add(
         "--task", choices=["emotion", "sentiment"], default="emotion", help="sentiment: the clips' `sentiment`, -3 to 3"
     )
@@ -63,17 +63,13 @@ def arguments() -> argparse.Namespace:
     add("--mllm_check", type=int, help="ask the model itself about this many clips (default 40; 0: none)")
     add("--adversarial_weight", type=float, default=0.0, help="weight of virtual adversarial training (default 0: off)")
     add("--adversarial_radius", type=float, default=fitting.adversarial_radius, help="its radius, in deviations")
-    add("--cache_dir", type=Path, help="folder of decoded clips and features (default OUT/cache)")
     add("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
-    media = MediaSettings()
-    add("--fps", type=float, default=media.fps, help="frames per second of clip time")
-    add("--min_frames", type=int, default=media.min_frames, help="at least this many frames, even")
-    add("--max_frames", type=int, default=media.max_frames, help="at most this many frames, even")
-    add("--min_pixels", type=int, default=media.min_pixels, help="height x width at least")
-    add("--max_pixels", type=int, default=media.max_pixels, help="height x width at most")
-    add("--max_seconds", type=float, default=media.max_seconds, help="a longer clip is an error")
-    add("--backend", choices=BACKENDS, default=media.backend, help="video reader")
+    parser.add_settings(LabelSettings, MediaSettings, CacheSettings)
     args = parser.parse_args()
+    record = read_record(args.model)
+    if record is not None:
+        parser.inherit(args, record.media, record.source)
+    args.label_set = find_labels(args.labels, args.clips, model=record)
     if args.batch_size < 1:
         raise InputError(f"--batch_size: need at least 1, not {args.batch_size}")
     if not 0 <= args.min_margin <= 1:
@@ -109,11 +105,10 @@ def main() -> None:
     """Features, fits, scores, checks, files."""
     # Config
     args = arguments()
-    names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "max_seconds", "backend")
-    settings = MediaSettings(**{name: getattr(args, name) for name in names})
+    settings = settings_of(MediaSettings, args)
     adversarial = {name: getattr(args, name) for name in ("adversarial_weight", "adversarial_radius")}
     config = fit.FitConfig(seed=args.seed, **adversarial)
-    emotions = label_set(args.labels)
+    emotions = args.label_set
     labels = emotions.labels if args.task == "emotion" else ("sentiment",)
 
     # Data

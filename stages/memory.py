@@ -11,16 +11,19 @@ migr/memory/estimate.py. Hours and --fit: migr/memory/fit.py; the hours are thos
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser, read_config, settings_of
+from migr.errors import InputError, exit_on_input_error
 from migr.memory.estimate import GIB, Estimate, estimate, of_run
 from migr.memory.fit import disk, fit, hours
-from migr.training.arguments import parse
+from migr.settings import DecodingSettings, EngineSettings, MediaSettings
+from migr.training.arguments import GRPOArguments, SFTArguments, parse
 
 DFEW = 9356  # clips of the four folds that train
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,10 +38,18 @@ PUBLISHED_FOR = {
     "30b_2nodes": "Qwen/Qwen3-Omni-30B-A3B-Instruct",
 }
 
+# fields that only an evaluation's YAML has
+OF_EVALUATION = {field.name for kind in (EngineSettings, DecodingSettings) for field in fields(kind)} - {
+    "dtype",
+    "temperature",
+    "seed",
+    "vllm_gpu_memory_utilization",
+}
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, yaml=False)
     parser.add_argument("--config", type=Path, help="YAML of stages/sft.py, stages/grpo.py or eval/consistency.py")
     parser.add_argument("--model", help="count this model instead of the configuration's")
     parser.add_argument("--gib", type=float, help="GiB of one GPU (default: what the recipe is for, else 80)")
@@ -49,36 +60,43 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(config: Path, model: str | None, gib: float) -> tuple[Any, Any]:
+def stage_of(config: Path, keys: set[str]) -> str:
+    """Which command reads a YAML with these keys: "sft", "grpo" or "eval"; the file's name decides between several.
+
+    Raises:
+        InputError: None reads them all, or several do and the file's name does not say which.
+    """
+    from trl import GRPOConfig, SFTConfig
+
+    kinds = {
+        "sft": (SFTArguments, MediaSettings, SFTConfig),
+        "grpo": (GRPOArguments, MediaSettings, GRPOConfig),
+    }
+    if keys & OF_EVALUATION:
+        return "eval"
+    names = {stage: {field.name for kind in types for field in fields(kind)} for stage, types in kinds.items()}
+    stages = [stage for stage in names if keys <= names[stage]]
+    if not stages:  # the parser says which key it is
+        stages = [max(names, key=lambda stage: len(keys & names[stage]))]
+    named = [stage for stage in stages if config.stem.startswith(stage)] or stages
+    if len(named) > 1:
+        raise InputError(f"--config {config}: of sft or of grpo? Give its file one of these names")
+    return named[0]
+
+
+def read(config: Path, model: str | None) -> tuple[Any, Any]:
     """The arguments of one YAML file, and TRL's configuration; None of an evaluation."""
-    import yaml
-
-    from eval.run import options
-    from stages.grpo import GRPOArguments
-    from stages.sft import SFTArguments
-
-    try:
-        keys = set(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
-    if "max_new_tokens" in keys:
-        flags = ["--config", str(config), "--model", model or PUBLISHED_FOR.get(config.resolve().parent.name, "")]
-        return options.arguments(
-            [*flags, "--clips", "clips.jsonl", "--judge", "lexicon", "--out", "out"], __doc__
-        ), None
+    values = read_config(config)
+    stage = stage_of(config, set(values))
+    if stage == "eval":
+        values["model"] = model or PUBLISHED_FOR.get(config.resolve().parent.name, "")
+        return argparse.Namespace(**values), None
 
     from trl import GRPOConfig, SFTConfig
 
-    grpo = "num_generations" in keys
-    types: list[Any] = [GRPOArguments, GRPOConfig] if grpo else [SFTArguments, SFTConfig]
-    flags = [
-        "--config",
-        str(config),
-        "--use_cpu",
-        "true",
-        "--output_dir",
-        "out",
-    ]  # a machine without a GPU can count too
+    types: list[Any] = [GRPOArguments, GRPOConfig] if stage == "grpo" else [SFTArguments, SFTConfig]
+    # a machine without a GPU can count too
+    flags = ["--config", str(config), "--use_cpu", "true", "--output_dir", "out"]
     args, training = parse(types, [*flags, *(["--model", model] if model else [])])
     return args, training
 
@@ -87,12 +105,10 @@ def estimated(args: Any, training: Any, gib: float, gpus: int, zero: int) -> Est
     """The estimate of a training, or of an evaluation."""
     if training is not None:
         return of_run(args, training, gpus=gpus, gpu=gib * GIB, zero=zero)
-    from eval.run.predict import MEDIA
-    from migr.clips.media import MediaSettings
-
-    media = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
-    share = 0.9 * gib * GIB if args.engine == "vllm" else 0.0
-    return estimate(str(args.model), "eval", media, answer=args.max_new_tokens, gpus=gpus, vllm=share)
+    media, engine = settings_of(MediaSettings, args), settings_of(EngineSettings, args)
+    share = engine.vllm_gpu_memory_utilization * gib * GIB if engine.engine == "vllm" else 0.0
+    answer = settings_of(DecodingSettings, args).max_new_tokens
+    return estimate(args.model, "eval", media, answer=answer, gpus=gpus, vllm=share)
 
 
 def costs(args: Any, training: Any, found: Estimate, gpus: int, rows: int) -> tuple[str, str]:
@@ -120,7 +136,7 @@ def main() -> None:
         machine = MACHINES.get(config.resolve().parent.name, (80, 1, 0))
         given = (args.gib, args.gpus, args.zero)
         gib, gpus, zero = (own if own is not None else usual for own, usual in zip(given, machine, strict=True))
-        own, training = read(config, args.model, gib)
+        own, training = read(config, args.model)
         if args.fit:
             if training is None:
                 continue

@@ -10,21 +10,13 @@ folder holds the adapter; `lora_r: 0` trains all weights, the towers too, and wr
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+from migr.cli import demo_arguments
 from migr.errors import InputError, exit_on_input_error
-from migr.training.arguments import OmniArguments, parse
-
-
-@dataclass
-class SFTArguments(OmniArguments):
-    """What SFT reads beside TRL's SFTConfig."""
-
-    targets: str = field(default="", metadata={"help": "targets.jsonl of stages/targets.py"})
-    stop_loss: float | None = field(
-        default=None, metadata={"help": "end once the mean loss of the last logging_steps is below this"}
-    )
+from migr.training.arguments import SFTArguments, parse
+from migr.training.checks import force, refused_by_trl
 
 
 def main() -> None:
@@ -32,12 +24,9 @@ def main() -> None:
     from trl import SFTConfig
 
     # Config
-    argv = sys.argv[1:]
-    if not argv:
-        from stages.demo import demo
-
-        argv = demo.arguments_of("sft", demo.make("targets", variants=["migr"]))
+    argv = sys.argv[1:] or demo_arguments("sft")
     args, config = parse([SFTArguments, SFTConfig], argv, __doc__)
+    force("sft", config, args.explicit)
     args.require("model", "clips", "targets")
 
     import random
@@ -45,12 +34,13 @@ def main() -> None:
     from datasets import Dataset
 
     from migr.clips.manifest import read_clips
+    from migr.clips.record import NAME, ModelRecord, find_labels, read_record
     from migr.files.records import read_jsonl
     from migr.memory.estimate import announce
     from migr.omni.export import write_checkpoint
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor, load_thinker
-    from migr.text.labels import label_set
+    from migr.omni.prompt import question, question_about
     from migr.training.card import write_card
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
@@ -59,6 +49,8 @@ def main() -> None:
     from migr.training.zero3 import check_zero3
 
     check_zero3(config, args.lora_r)
+    args.inherit_media(read_record(args.model))
+    labels = find_labels(args.labels, args.clips, model=read_record(args.model))
     inputs_of_run = (args.clips, args.targets)
     resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
     if resume == "done":
@@ -67,7 +59,7 @@ def main() -> None:
     announce(args, config)
 
     # Data
-    clips = {clip.clip_id: clip for clip in read_clips(args.clips, label_set(args.labels))}
+    clips = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
     rows = read_jsonl(args.targets, ["clip_id", "prompt", "target"])
     if not rows:
         raise InputError(f"{args.targets}: no targets in it")
@@ -75,6 +67,10 @@ def main() -> None:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
+    prompts = {row["prompt"] for row in rows}
+    ours = all(row["prompt"] == question_about(clips[row["clip_id"]], labels.labels) for row in rows)
+    prompt = question(labels.labels) if ours else prompts.pop() if len(prompts) == 1 else None
+    record = ModelRecord(asdict(args.media_settings), labels, prompt)
     processor = load_processor(args.model)
     keys = ("clip_id", "prompt", "target", "modalities")
     lengths = row_lengths(rows, clips, processor.tokenizer)  # for train_sampling_strategy: group_by_length
@@ -87,27 +83,26 @@ def main() -> None:
     model = load_thinker(
         args.model, dtype=args.dtype, trainable=args.lora_r == 0, attn_implementation=args.attn_implementation
     )
-    config.remove_unused_columns = False
-    config.dataset_kwargs = {"skip_prepare_dataset": True}
-    config.max_length = None  # a cut would fall into the media placeholders
-    config.logging_nan_inf_filter = False
-    config.router_aux_loss_coef = 0.0  # router and experts are frozen, and the thinker returns no router logits
-    trainer = OmniSFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        data_collator=TargetCollator(inputs, clips),
-        processing_class=processor,
-        peft_config=args.lora_config if args.lora_r else None,
-        callbacks=[CompleteMarker(), StopOnNonFiniteGradient(), StopAtLoss(args.stop_loss)],
-    )
+    with refused_by_trl():
+        trainer = OmniSFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=dataset,
+            data_collator=TargetCollator(inputs, clips),
+            processing_class=processor,
+            peft_config=args.lora_config if args.lora_r else None,
+            callbacks=[CompleteMarker(), StopOnNonFiniteGradient(), StopAtLoss(args.stop_loss)],
+        )
+    if trainer.is_world_process_zero():
+        record.write(config.output_dir)
     result = trainer.train(resume_from_checkpoint=resume)
 
     # Save
     if args.lora_r:
         trainer.save_model(config.output_dir)
     elif trainer.is_world_process_zero():
-        write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), processor, Path(config.output_dir) / "model")
+        model, out = trainer.accelerator.unwrap_model(trainer.model), Path(config.output_dir) / "model"
+        write_checkpoint(model, processor, out, beside={NAME: record.as_json()})
     trainer.save_state()
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = logged[-1] if logged else result.training_loss  # the trainer's own mean is wrong in a resumed run

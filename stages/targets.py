@@ -23,15 +23,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.record import find_labels
+from migr.errors import InputError, exit_on_input_error
 from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
 from migr.omni.prompt import question_about
+from migr.settings import EngineSettings, LabelSettings
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 from migr.text.format import MODALITIES, parse, render
-from migr.text.labels import label_set
 from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
 from reward.faults import FAULTS, faults_of
@@ -62,11 +64,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reasoning_format", default="auto", help=f"one of {', '.join(FORMATS)}; for all files")
     parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first")
     parser.add_argument("--order", default="dominant-first", help=f"which segment comes first: {', '.join(ORDERS)}")
-    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--split", default="train", help="split of the clips to write targets for")
     parser.add_argument("--assigner", choices=["lexicon", "llm"], default="lexicon", help="of free text's sentences")
     parser.add_argument("--assigner_model", type=Path, help="model folder of --assigner llm")
-    parser.add_argument("--engine", default="auto", help="of --assigner llm: vllm, transformers or auto")
     parser.add_argument(
         "--leave_out",
         nargs="+",
@@ -76,6 +76,7 @@ def arguments() -> argparse.Namespace:
         "another label (each an error otherwise), or with a description that names another emotion (kept otherwise)",
     )
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
+    parser.add_settings(LabelSettings, EngineSettings)
     return parser.parse_args()
 
 
@@ -107,7 +108,7 @@ def main() -> None:
     """Read the files, assign the sentences of free texts, order the segments, write the targets."""
     # Config
     args = arguments()
-    labels = label_set(args.labels)
+    labels = find_labels(args.labels, args.clips)
     if args.order not in ORDERS:
         raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
     if args.order == "dominant-first" and args.importance is None:
@@ -220,7 +221,8 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
                 )
         todo = {name: kept for name, kept in pieces.items() if name not in rows}
         if todo:
-            with open_engine(args.assigner_model, args.engine, max_new_tokens=8) as engine:
+            options = settings_of(EngineSettings, args).options()
+            with open_engine(args.assigner_model, max_new_tokens=8, **options) as engine:
                 answers = ask_modalities(engine, engine.task.inputs.processor, chain.from_iterable(todo.values()))
                 for name, kept in tqdm(todo.items(), "assigning", len(pieces), initial=len(rows), unit="clip"):
                     found = list(zip(kept, islice(answers, len(kept)), strict=True))

@@ -19,17 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.run.options import prompt_of
+from eval.run.predict import question_for
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.media import MediaSettings
+from migr.clips.record import find_labels, read_record
 from migr.engine import Request, open_engine
-from migr.errors import Parser, exit_on_input_error
+from migr.errors import exit_on_input_error
 from migr.judge.lexicon import LexiconJudge
 from migr.judge.prompt import filled, prompt_for
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
-from migr.omni.prompt import question_about, render_prompt
+from migr.omni.prompt import render_prompt
+from migr.settings import EngineSettings, LabelSettings, MediaSettings
 from migr.text.format import parse
-from migr.text.labels import label_set
 
 ENGINES = {
     "vLLM": ("vllm", 64),
@@ -91,15 +94,16 @@ def timed(engine: Any, source: Iterable[Any], ask: Callable[[Any], Request], rep
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Timing]]:
     """Number of clips, and what each engine took to generate and to judge."""
-    labels = label_set("dfew")
+    record = read_record(args.model)
+    labels = find_labels(args.labels, args.clips, model=record)
     clips = read_clips(args.clips, labels, split=args.split)[: args.limit]
     processor = load_processor(args.model)
-    settings = MediaSettings(max_frames=args.max_frames, min_pixels=56 * 56, max_pixels=args.max_pixels)
-    inputs = OmniInputs(processor, settings)  # without a cache: every clip is decoded every time
-    judge = prompt_for(labels)
+    # without a cache: every clip is decoded every time
+    inputs = OmniInputs(processor, settings_of(MediaSettings, args))
+    ask, judge = prompt_of(labels, record), prompt_for(labels)
 
     def answer(clip: Clip) -> Request:
-        prompt = render_prompt(processor, question_about(clip, labels.labels), clip.has_video, clip.has_audio)
+        prompt = render_prompt(processor, question_for(clip, labels, ask), clip.has_video, clip.has_audio)
         return Request(clip.clip_id, prompt, inputs.media(clip))
 
     def name(text: str) -> Request:
@@ -109,7 +113,8 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Tim
     generation, judging = {}, {}
     reasonings: list[str] = []
     for title, (backend, size) in ENGINES.items():
-        with open_engine(args.model, backend, max_new_tokens=args.max_new_tokens, batch_size=size) as engine:
+        options = settings_of(EngineSettings, args, engine=backend, batch_size=size).options()
+        with open_engine(args.model, max_new_tokens=args.max_new_tokens, **options) as engine:
             list(engine.generate(map(answer, clips[:4])))
             generation[title] = timed(engine, clips, answer, args.repeats)
             reasonings = reasonings or [parse(text).plain or text for text in generation[title].texts]
@@ -147,9 +152,12 @@ def main() -> None:
     add("--limit", type=int, default=64, help="number of clips (default 64)")
     add("--repeats", type=int, default=3, help="the fastest of so many times counts (default 3)")
     add("--max_new_tokens", type=int, default=96, help="longest response (default 96)")
-    add("--max_frames", type=int, default=4, help="at most this many frames a clip (default 4)")
-    add("--max_pixels", type=int, default=84 * 84, help="frames are reduced to this many pixels")
+    parser.add_settings(LabelSettings)
+    parser.add_settings(MediaSettings, max_frames=4, max_pixels=84 * 84)
+    parser.add_settings(EngineSettings, without=("engine", "batch_size", "tensor_parallel"))
     args = parser.parse_args()
+    if (record := read_record(args.model)) is not None:
+        parser.inherit(args, record.media, record.source)
     count, generation, judging = run(args)
     print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
     show("generating", "clips", count, generation)

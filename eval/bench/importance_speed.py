@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.importance.fit import score
 from migr.importance.store import NETWORKS, build
 from migr.importance.table import Features

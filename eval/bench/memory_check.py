@@ -12,10 +12,10 @@ allocator's slack) beside torch.cuda.max_memory_allocated. Needs 10 GB on disk f
 """
 
 import argparse
-import importlib
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 import migr.omni  # noqa: F401  (mends the imports of trl and transformers, so it comes first)
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import read_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +53,10 @@ def read(kind: str, argv: list[str]) -> tuple[Any, Any]:
     """A stage's arguments and TRL's configuration; parsed as on a CPU, so that no GPU is taken here."""
     import trl
 
-    from migr.training.arguments import parse
+    from migr.training.arguments import GRPOArguments, SFTArguments, parse
 
-    own = getattr(importlib.import_module(f"stages.{kind}"), f"{kind.upper()}Arguments")
-    args, config = parse([own, getattr(trl, f"{kind.upper()}Config")], [*argv, "--use_cpu", "true"])
+    types = {"sft": [SFTArguments, trl.SFTConfig], "grpo": [GRPOArguments, trl.GRPOConfig]}
+    args, config = parse(types[kind], [*argv, "--use_cpu", "true"])
     return args, config
 
 
@@ -123,15 +124,17 @@ def make_data(out: Path, settings: Any) -> None:
     write_jsonl(out / "importance.jsonl", importance)
 
 
-def measure(kind: str, argv: list[str]) -> tuple[str, int, int] | None:
-    """Run a stage in this process: the GPU, bytes allocated and bytes reserved at the peak; None on a CPU."""
-    sys.argv = [f"{kind}.py", *argv]
-    importlib.import_module(f"stages.{kind}").main()
-    import torch
+def measure(kind: str, argv: list[str], out: Path) -> tuple[str, int, int] | None:
+    """Run a stage as a program: the GPU, bytes allocated and bytes reserved at the peak; None on a CPU.
 
-    if not torch.cuda.is_initialized():
-        return None
-    return torch.cuda.get_device_name(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    Raises:
+        InputError: The stage ended with an error, which it has printed.
+    """
+    done = subprocess.run([sys.executable, str(ROOT / "stages" / f"{kind}.py"), *argv], check=False)
+    if done.returncode:
+        raise InputError(f"stages/{kind}.py ended with status {done.returncode}")
+    gpu = read_json(out / "done.json").get("gpu")
+    return None if gpu is None else (gpu["name"], gpu["allocated"], gpu["reserved"])
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -166,7 +169,7 @@ def main() -> None:
         shutil.rmtree(args.out / kind, ignore_errors=True)  # a finished run would be left alone
         argv += ["--model", str(args.out / "model")]
         own, config = read(kind, argv)
-        found, seen = of_run(own, config, gpus=1, zero=0), apart(measure, kind, argv)
+        found, seen = of_run(own, config, gpus=1, zero=0), measure(kind, argv, args.out / kind)
         history = read_json(args.out / kind / "trainer_state.json")["log_history"]
         logged = {key: row[key] for row in history for key in ("num_tokens", "train_runtime") if key in row}
         used, rows = (found.peak - CONTEXT) / (1 + SLACK), found.counts["rows"]

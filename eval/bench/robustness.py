@@ -25,9 +25,10 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from migr.cli import Parser
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, atomic, read_json, write_environment, write_json
 from migr.importance import fit
 from migr.importance.features import tower_features

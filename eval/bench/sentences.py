@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import read_jsonl
 from migr.text.format import MODALITIES
 from migr.text.sentences import modalities_of

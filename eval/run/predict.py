@@ -5,10 +5,10 @@ size, blocks are dealt to the shards, and a block that was interrupted is genera
 clip's batch can change the last digits of its logits), so that neither shards nor interruptions change a response.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,57 +23,81 @@ from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing, Journal, alone, busy, ids_in, merge, part, parts, shard_of
 from migr.files.records import Row, iter_jsonl, read_jsonl
 from migr.judge.base import Judge, judgement_row
+from migr.settings import DecodingSettings, EngineSettings, MediaSettings
 from migr.text.format import parse
 from migr.text.labels import LabelSet
 
 if TYPE_CHECKING:
     from migr.engine import Generation, Request
 
-MEDIA = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "audio_in_video")
 _DEATHS = 2  # the engine died so often with a clip, the last time with this clip alone: it is left out
 _JUDGED_AT_ONCE = 64
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of generation on more than one device."""
-    add = parser.add_argument
-    add("--shard", metavar="K/N", help="generate the K-th of N parts (K from 0); torchrun and accelerate set it")
-    add("--tensor_parallel", type=int, default=1, help="GPUs that vllm spreads one model over (default 1)")
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Which clips are asked about, which model is asked, and how.
+
+    Attributes:
+        model: Model folder.
+        clips: clips.jsonl.
+        labels: What may be answered.
+        prompt: The question; the model's own, where it was trained with another.
+        media: How clips are read.
+        engine: What generates; resolved, not "auto".
+        decoding: How answers are drawn.
+        split: Split of the clips.
+        limit: The first so many clips of the split only.
+        cache_dir: Folder of decoded clips.
+        shard: "K/N", the K-th of N parts; None asks torchrun's environment.
+    """
+
+    model: Path
+    clips: Path
+    labels: LabelSet
+    prompt: str
+    media: MediaSettings
+    engine: EngineSettings
+    decoding: DecodingSettings
+    split: str = "test"
+    limit: int | None = None
+    cache_dir: Path | None = None
+    shard: str | None = None
 
 
-def chosen_clips(args: argparse.Namespace, labels: LabelSet) -> list[Clip]:
-    """The labelled clips of the split, at most `--limit` of them.
+def chosen_clips(settings: GenerationSettings) -> list[Clip]:
+    """The labelled clips of the split, at most `limit` of them.
 
     Raises:
         InputError: The manifest is wrong, or none of the split's clips has a label.
     """
-    clips = read_clips(args.clips, labels, split=args.split)
+    clips = read_clips(settings.clips, settings.labels, split=settings.split)
     labelled = [clip for clip in clips if clip.label is not None]
     if not labelled:
-        raise InputError(f"{args.clips}: no clip of split {args.split!r} has a label to compare with")
+        raise InputError(f"{settings.clips}: no clip of split {settings.split!r} has a label to compare with")
     if len(labelled) < len(clips):
         print(f"evaluation: {len(clips) - len(labelled)} of {len(clips)} clips have no label and are left out")
-    return labelled[: args.limit]
+    return labelled[: settings.limit]
 
 
-def generation_config(args: argparse.Namespace, labels: LabelSet) -> Row:
+def generation_config(settings: GenerationSettings) -> Row:
     """Everything that predictions depend on; a run is continued only where all of it is the same."""
-    from migr.omni.prompt import question
-
     return {
-        "model": model_digest(args.model),
-        "clips": file_digest(args.clips),
-        "split": args.split,
-        "labels": list(labels.labels),
-        "prompt": question(labels.labels),
-        "media": {name: getattr(args, name) for name in MEDIA},
+        "model": model_digest(settings.model),
+        "clips": file_digest(settings.clips),
+        "split": settings.split,
+        "label_set": settings.labels.as_record(),
+        "prompt": settings.prompt,
+        "media": asdict(settings.media),
         "decoding": {
-            name: getattr(args, name) for name in ("engine", "dtype", "max_new_tokens", "temperature", "seed")
+            "engine": settings.engine.engine,
+            "dtype": settings.engine.dtype,
+            **asdict(settings.decoding),
         },
     }
 
 
-def generate(clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, out: Path) -> bool:
+def generate(clips: Sequence[Clip], settings: GenerationSettings, out: Path) -> bool:
     """Write a prediction for each clip that has none yet; with shards, for this shard's clips.
 
     Beside `out` stand timings.jsonl (`seconds` since the clip before was finished) and quarantined.jsonl (clips that
@@ -86,7 +110,7 @@ def generate(clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, 
         InputError: The model cannot be loaded, a clip cannot be read, a file cannot be written, or the engine dies
             again and again.
     """
-    shard = shard_of(getattr(args, "shard", None), os.environ)
+    shard = shard_of(settings.shard, os.environ)
     order = [clip.clip_id for clip in clips]
     if shard[1] == 1 and (taken := busy(parts(out))):
         raise InputError(f"{taken}: another process is writing to it; wait for it, or give another --out")
@@ -94,7 +118,7 @@ def generate(clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, 
     if done.issuperset(order):
         print(f"evaluation: {out} holds all {len(done)} predictions already")
         return _merged(out, order, shard) or shard[0] == 0
-    _generate(clips, args, labels, out, shard, done)
+    _generate(clips, settings, out, shard, done)
     if _finished(out).issuperset(order) and _merged(out, order, shard):
         return True
     print(f"evaluation: shard {shard[0]} of {shard[1]} is done; the last one to end merges and counts")
@@ -122,19 +146,19 @@ def quarantined(folder: Path) -> list[Row]:
 
 
 def _generate(
-    clips: Sequence[Clip], args: argparse.Namespace, labels: LabelSet, out: Path, shard: tuple[int, int], done: set[str]
+    clips: Sequence[Clip], settings: GenerationSettings, out: Path, shard: tuple[int, int], done: set[str]
 ) -> None:
     """Generate this shard's pending clips, opening the engine again when it has died; adds them to `done`."""
     from migr.engine import AT_ONCE, open_engine
 
-    tensor_parallel = getattr(args, "tensor_parallel", 1)
-    own_devices(os.environ, tensor_parallel)
-    ask = asker(args, labels)
-    size = args.batch_size or AT_ONCE[args.engine]
+    own_devices(os.environ, settings.engine.tensor_parallel)
+    ask = asker(settings)
+    backend = settings.engine.engine
+    size = settings.engine.batch_size or AT_ONCE[backend]
     blocks = [clips[start : start + size] for start in range(0, len(clips), size)][shard[0] :: shard[1]]
     mine = {clip.clip_id: clip for block in blocks for clip in block}
-    names = ("max_new_tokens", "temperature", "seed", "batch_size", "dtype", "audio_in_video")
-    options = {name: getattr(args, name) for name in names}
+    options = {**settings.engine.options(), **asdict(settings.decoding)}
+    options["audio_in_video"] = settings.media.audio_in_video
     files = [part(out.with_name(name), shard) for name in (out.name, *_BESIDE[:3])]
     stuck = False
     with (
@@ -157,13 +181,13 @@ def _generate(
                 return
             before = len(done)
             try:
-                with open_engine(args.model, args.engine, tensor_parallel=tensor_parallel, **options) as engine:
+                with open_engine(settings.model, **options) as engine:
                     start = time.monotonic()
-                    for stream in _streams(blocks, done, journal, args.engine):
+                    for stream in _streams(blocks, done, journal, backend):
                         for answer in engine.generate(map(ask, _given(stream, journal))):
                             if answer.key in done:
                                 continue  # of a block that was interrupted
-                            predictions.append(_row(answer, mine[answer.key].label, labels))
+                            predictions.append(_row(answer, mine[answer.key].label, settings.labels))
                             done.add(answer.key)
                             now = time.monotonic()
                             timings.append({"clip_id": answer.key, "seconds": round(now - start, 4)})
@@ -199,20 +223,25 @@ def _given(stream: Iterable[Clip], journal: Journal) -> Iterator[Clip]:
         yield clip
 
 
-def asker(args: argparse.Namespace, labels: LabelSet) -> Callable[[Clip], "Request"]:
-    """A function that decodes a clip and asks the emotion question about it."""
-    from migr.clips.media import MediaSettings
+def question_for(clip: Clip, labels: LabelSet, prompt: str) -> str:
+    """The question about this clip: ours names the clip's streams, another one stands as it is."""
+    from migr.omni.prompt import question, question_about
+
+    return question_about(clip, labels.labels) if prompt == question(labels.labels) else prompt
+
+
+def asker(settings: GenerationSettings) -> Callable[[Clip], "Request"]:
+    """A function that decodes a clip and asks the question about it."""
     from migr.engine import Request
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor
-    from migr.omni.prompt import question_about, render_prompt
+    from migr.omni.prompt import render_prompt
 
-    processor = load_processor(args.model)
-    settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
-    inputs = OmniInputs(processor, settings, args.cache_dir)
+    processor = load_processor(settings.model)
+    inputs = OmniInputs(processor, settings.media, settings.cache_dir)
 
     def ask(clip: Clip) -> Request:
-        text = question_about(clip, labels.labels)
+        text = question_for(clip, settings.labels, settings.prompt)
         return Request(clip.clip_id, render_prompt(processor, text, clip.has_video, clip.has_audio), inputs.media(clip))
 
     return ask

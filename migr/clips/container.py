@@ -15,15 +15,14 @@ import av
 import numpy as np
 
 from migr.errors import InputError
+from migr.settings import MIN_AUDIO_SECONDS
 
 SAMPLE_RATE = 16000  # Hz; what the audio tower was trained on
-MIN_AUDIO_SECONDS = 0.1  # shorter sound gives no audio token at all, without an error
 MAX_SOURCE_PIXELS = 7680 * 4320  # a frame larger than 8K is refused before it is decoded
 MAX_ELONGATION = 200  # longer side : shorter side; the limit of qwen_vl_utils
 MAX_FRAMES = 100_000
 MAX_BYTES = 2 * 2**30
 COMPLETE = 0.9  # share of the declared frames or seconds that must be there
-BACKENDS = ("decord", "pyav")
 
 # Containers that hold their own media. Playlists (hls, concat) point at other files or hosts: not among them.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,asf,wav,mp3,flac,ogg,aac"

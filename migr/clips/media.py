@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from migr.clips.container import (
-    BACKENDS,
     COMPLETE,
     MIN_AUDIO_SECONDS,
     REASONS,
@@ -29,7 +28,7 @@ from migr.clips.container import (
     streams,
     truncated,
 )
-from migr.errors import InputError
+from migr.settings import BACKENDS, MediaSettings
 
 __all__ = [
     "BACKENDS",
@@ -51,46 +50,6 @@ FACTOR = 28  # pixels: patch 14 x spatial merge 2 (Qwen2.5-Omni)
 
 
 @dataclass(frozen=True)
-class MediaSettings:
-    """How a clip is sampled. Defaults follow qwen_vl_utils (2 frames a second, at least 4), with smaller frames.
-
-    Attributes:
-        fps: Frames wanted per second of clip time; `min_frames` and `max_frames` bound the count.
-        min_pixels, max_pixels: Bounds of height x width after resizing.
-        max_seconds: A longer clip is an error, never cut (0.1 s more of sound passes: codecs fill their last packet).
-        backend: "decord" or "pyav".
-        factor: Sides of frames are multiples of this many pixels; `OmniInputs` sets it to what its model wants.
-        audio_in_video: The model gets sound and frames interleaved in time (Qwen's `use_audio_in_video`), where a clip
-            has both; else the frames, then the sound. Reading is the same.
-
-    Raises:
-        InputError: A value is out of range; names the field.
-    """
-
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 32
-    min_pixels: int = 56 * 56
-    max_pixels: int = 448 * 448
-    max_seconds: float = 30.0
-    backend: str = "decord"
-    factor: int = FACTOR
-    audio_in_video: bool = False
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InputError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
-        if not 0 < self.fps < math.inf:
-            raise InputError(f"fps: must be a positive number, not {self.fps}")
-        if not MIN_AUDIO_SECONDS < self.max_seconds < math.inf:
-            raise InputError(f"max_seconds: must be more than {MIN_AUDIO_SECONDS}, not {self.max_seconds}")
-        if not 2 <= self.min_frames <= self.max_frames or self.min_frames % 2 or self.max_frames % 2:
-            raise InputError(f"min_frames, max_frames: need even 2 <= {self.min_frames} <= {self.max_frames}")
-        if not self.factor**2 <= self.min_pixels <= self.max_pixels:
-            raise InputError(f"min_pixels, max_pixels: need {self.factor**2} <= {self.min_pixels} <= {self.max_pixels}")
-
-
-@dataclass(frozen=True)
 class Media:
     """What was read from one clip.
 
@@ -107,7 +66,9 @@ class Media:
     duration: float
 
 
-def read_media(path: str | Path, settings: MediaSettings, video: bool = True, audio: bool = True) -> Media:
+def read_media(
+    path: str | Path, settings: MediaSettings, video: bool = True, audio: bool = True, factor: int = FACTOR
+) -> Media:
     """Read the frames and the sound of one local file.
 
     Args:
@@ -115,6 +76,7 @@ def read_media(path: str | Path, settings: MediaSettings, video: bool = True, au
         settings: Sampling rate and bounds.
         video: Whether frames are wanted; then the file must have a video stream.
         audio: Whether sound is wanted; then the file must have an audio stream.
+        factor: Sides of frames are multiples of this many pixels; what the model's family wants.
 
     Raises:
         MediaError: Missing, unreadable, incomplete, too short, too long, too few frames, no such stream, NaN samples.
@@ -129,7 +91,7 @@ def read_media(path: str | Path, settings: MediaSettings, video: bool = True, au
         read = _frames_decord if settings.backend == "decord" else _frames_pyav
         frames, total = read(path, container, packets, fps, settings)
     bounds = (settings.min_pixels, settings.max_pixels)
-    height, width = smart_resize(frames.shape[1], frames.shape[2], *bounds, path, settings.factor)
+    height, width = smart_resize(frames.shape[1], frames.shape[2], *bounds, path, factor)
     seconds = total / fps
     return Media(resize(frames, height, width), len(frames) / seconds, waveform, seconds)
 

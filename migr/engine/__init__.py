@@ -13,17 +13,16 @@ import torch
 import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
 
 # isort: split
-from migr.clips.media import MediaSettings
 from migr.engine.task import Engine, Generation, Request, Score, Task
 from migr.engine.transformers import TransformersEngine
 from migr.errors import InputError
 from migr.omni.export import adapter_base
 from migr.omni.inputs import OmniInputs
-from migr.omni.load import DTYPES, check_model, is_whole, load_processor, load_thinker, thinker_config
+from migr.omni.load import check_model, is_whole, load_processor, load_thinker, thinker_config
+from migr.settings import DecodingSettings, EngineSettings, MediaSettings
 
-__all__ = ["AT_ONCE", "BACKENDS", "Engine", "Generation", "Request", "Score", "open_engine"]
+__all__ = ["AT_ONCE", "Engine", "Generation", "Request", "Score", "open_engine"]
 
-BACKENDS = ("auto", "vllm", "transformers")
 AT_ONCE = {"vllm": 64, "transformers": 16}  # requests worked on together; what waits or has been taken costs no memory
 
 
@@ -36,8 +35,9 @@ def open_engine(
     seed: int = 0,
     batch_size: int | None = None,
     dtype: str = "auto",
-    max_length: int = 8192,
+    max_model_length: int = 8192,
     tensor_parallel: int = 1,
+    vllm_gpu_memory_utilization: float = 0.9,
     audio_in_video: bool = False,
 ) -> Engine:
     """Load a model for generation. Use it in a `with` statement, or call its `close()`.
@@ -50,8 +50,9 @@ def open_engine(
         seed: Seed of sampling; the backends draw different samples from it.
         batch_size: Requests worked on together; 64 with vLLM, 16 with transformers by default.
         dtype: "float32", "bfloat16", or "auto": as stored on a GPU, float32 on a CPU.
-        max_length: Longest prompt and answer together in tokens; at most what the model was built for.
+        max_model_length: Longest prompt and answer together in tokens; at most what the model was built for.
         tensor_parallel: Number of GPUs that vLLM spreads the model over.
+        vllm_gpu_memory_utilization: Share of a GPU's memory that vLLM takes, 0 to 1.
         audio_in_video: Sound and frames come interleaved, as in training with it; transformers only.
 
     Returns:
@@ -61,23 +62,18 @@ def open_engine(
     Raises:
         InputError: An argument is out of range, the model cannot be loaded or the backend is not installed.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    for name, value in (
-        ("max_new_tokens", max_new_tokens),
-        ("batch_size", batch_size),
-        ("max_length", max_length),
-        ("tensor_parallel", tensor_parallel),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: must be at least 1, not {value}")
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature: must be 0 or more, not {temperature}")
+    EngineSettings(  # checks the ranges
+        engine=backend,
+        dtype=dtype,
+        batch_size=batch_size,
+        tensor_parallel=tensor_parallel,
+        vllm_gpu_memory_utilization=vllm_gpu_memory_utilization,
+        max_model_length=max_model_length,
+    )
+    DecodingSettings(max_new_tokens, temperature, seed)
     installed = find_spec("vllm") is not None
     if backend == "vllm" and not installed:
-        raise InputError("backend: vllm is not installed (pip install 'migr[cpu]' or 'migr[gpu]'); or use transformers")
+        raise InputError("engine: vllm is not installed (pip install 'migr[cpu]' or 'migr[gpu]'); or use transformers")
     if backend == "vllm" and audio_in_video:  # measured: the marks around the media get other positions there
         raise InputError("audio_in_video: vLLM 0.31 places interleaved media otherwise than training; use transformers")
     if backend == "auto":
@@ -86,7 +82,7 @@ def open_engine(
         dtype = "float32"
     adapter = model if (Path(model) / "adapter_config.json").is_file() else None
     base = check_model(adapter_base(model) if adapter else model)
-    limit = min(max_length, thinker_config(base).text_config.max_position_embeddings)
+    limit = min(max_model_length, thinker_config(base).text_config.max_position_embeddings)
     inputs = OmniInputs(load_processor(base), MediaSettings(audio_in_video=audio_in_video))
     task = Task(inputs, max_new_tokens, temperature, seed, batch_size or AT_ONCE[backend], limit)
     if backend == "transformers":
@@ -97,4 +93,4 @@ def open_engine(
         raise InputError(f"{model}: vLLM needs the whole model; run stages/export.py on it, or use transformers")
     from migr.engine.vllm import VllmEngine  # vLLM is imported where it is used alone
 
-    return VllmEngine(base, dtype, task, tensor_parallel)
+    return VllmEngine(base, dtype, task, tensor_parallel, gpu_memory_utilization=vllm_gpu_memory_utilization)

@@ -126,7 +126,8 @@ class Task:
         if len(ids) + self.longest(request) > self.max_length:
             raise InputError(
                 f"{request.key}: a prompt of {len(ids)} tokens and max_new_tokens = {self.longest(request)} exceed "
-                f"{self.max_length} tokens; use fewer or smaller frames, or raise max_length if the model allows it"
+                f"{self.max_length} tokens; use fewer or smaller frames, or raise max_model_length, if the model "
+                "allows it"
             )
         return ids, features
 

@@ -1,37 +1,110 @@
-"""Output folders: whose run is in one, and may this one go on there?"""
+"""Output folders and files: whose run is in one, may this one go on there, and is it finished?
+
+Every command that writes asks here. What a run is depends on the contents of what it reads, not on how their paths
+were written; it stands in a record beside the output.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from migr.errors import InputError
-from migr.files.growing import parts
+from migr.files.growing import lock, parts
 from migr.files.records import read_json, write_json
 
 BESIDE = ("timings.jsonl", "quarantined.jsonl", "inflight.jsonl", "crash.txt")  # beside predictions.jsonl
+FINISHED = "finished"  # key of the record: all output is written
+_LONGEST = 60  # characters of a value in an error's line
+_held: list[IO[bytes]] = []  # locks last as long as the process
 
 
-def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite: bool) -> None:
-    """Take the folder for this run: continue one of the same configuration, discard another only if told to.
+def record_of(out: Path) -> Path:
+    """Where the record of an output stands: run.json in a folder, NAME.run.json beside a file."""
+    return out.with_suffix(".run.json") if out.suffix else out / "run.json"
+
+
+def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite: bool = False) -> bool:
+    """Take an output for this run: go on with one of the same configuration, discard another only if told to.
+
+    Args:
+        out: Folder or file that the command writes.
+        config: What the run is: JSON values; files and models by their content's digest.
+        files: What the run writes, of which something may be there already.
+        overwrite: Discard what is there.
+
+    Returns:
+        Whether this very run is finished already.
 
     Raises:
-        InputError: The folder holds the files of another run, or of an unknown one.
+        InputError: The files of another run are there, or of an unknown one.
     """
-    record = out / "run.json"
+    record = record_of(out)
     config = json.loads(json.dumps(config))  # as it will be read back
+    beside = [record.parent / name for name in BESIDE] if record.name == "run.json" else []
+    there = [file for path in files for file in parts(path)]
     if overwrite:
-        for path in (*files, *(out / name for name in BESIDE)):
-            for file in parts(path):
-                file.unlink(missing_ok=True)
-    elif record.exists():
+        for file in (*there, *(file for path in beside for file in parts(path))):
+            file.unlink(missing_ok=True)
+    elif record.exists() and there:
         old = read_json(record)
-        changed = [key for key in {**old, **config} if old.get(key) != config.get(key)]
-        if changed:
-            raise InputError(
-                f"{out} holds a run with another {', '.join(changed)}: give another --out, or --overwrite it "
-                "(to judge the same predictions otherwise: --predictions FILE --judge NAME and another --out)"
-            )
-    elif there := [file for file in files if file.exists()]:
+        refuse_other(out, old, config)
+        if old.get(FINISHED) and all(path.exists() for path in files):
+            return True
+    elif there:
         raise InputError(f"{there[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
     write_json(record, config)
+    return False
+
+
+def finish(out: Path) -> None:
+    """Mark the run as finished: the same command finds it and does nothing."""
+    record = record_of(out)
+    write_json(record, {**read_json(record), FINISHED: True})
+
+
+def refuse_other(out: str | Path, old: Mapping[str, Any], new: Mapping[str, Any], flag: str = "--out") -> None:
+    """Raise an error that names what is not the same in two configurations, with both values.
+
+    Raises:
+        InputError: Something is not the same.
+    """
+    if changed := differences(old, new):
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise InputError(
+            f"{out} holds a run with another {', '.join(changed[:4])}{more}: give another {flag}, or --overwrite it"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key (value, now value)` for each key whose values differ; in mappings by their own keys."""
+    changed = []
+    for key in {**old, **new}:
+        before, now = old.get(key), new.get(key)
+        if key == FINISHED or before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            changed += differences(before, now, f"{prefix}{key}.")
+        else:
+            changed.append(f"{prefix}{key} ({_short(before)}, now {_short(now)})")
+    return changed
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes out of a folder for as long as this one lives.
+
+    Raises:
+        InputError: Another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".running").open("ab")
+    if not lock(file.fileno(), wait=False):
+        file.close()
+        raise InputError(f"{folder}: another process is at work in it; wait for it, or give another folder")
+    _held.append(file)
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

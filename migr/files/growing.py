@@ -42,7 +42,7 @@ class Growing:
         with _plainly(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("ab+", buffering=0)
-        if not _lock(self.file.fileno(), wait=False):
+        if not lock(self.file.fileno(), wait=False):
             self.file.close()
             raise InputError(f"{self.path}: another process is writing to it; wait for it, or give another --out")
         self.length = _whole(self.path)
@@ -106,7 +106,7 @@ def busy(paths: Iterable[Path]) -> Path | None:
     """The first of the files to which a process is writing now."""
     for path in paths:
         with path.open("rb") as file:
-            if not _lock(file.fileno(), wait=False):
+            if not lock(file.fileno(), wait=False):
                 return path
     return None
 
@@ -159,7 +159,7 @@ def merge(path: Path, order: Sequence[str], latest: bool = False) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Wait until no other process is at this place in this folder."""
     with (folder / ".lock").open("w") as file:
-        _lock(file.fileno(), wait=True)
+        lock(file.fileno(), wait=True)
         yield
 
 
@@ -255,7 +255,7 @@ def _plainly(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror}); make room, then {_AGAIN}") from error
 
 
-def _lock(descriptor: int, wait: bool) -> bool:
+def lock(descriptor: int, wait: bool) -> bool:
     """Lock an open file for this process; False if another has it. A file system without locks gives True."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

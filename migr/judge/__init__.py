@@ -28,6 +28,7 @@ from migr.judge.base import (
 )
 from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
 from migr.judge.lexicon import CUE_WORDS, LexiconJudge
+from migr.settings import EngineSettings
 from migr.text.labels import LabelSet
 
 __all__ = [
@@ -55,7 +56,7 @@ def open_judge(
     hide_emotion_words: bool = False,
     cache: str | Path | None = None,
     prices: tuple[float, float] | None = None,
-    engine: str = "auto",
+    engine: EngineSettings = EngineSettings(),
 ) -> Judge:
     """Open a judge by its name (see the module's text). A model is loaded when the first text is judged.
 
@@ -65,7 +66,7 @@ def open_judge(
         hide_emotion_words: The judge does not see words that name an emotion (`migr.judge.hidden`).
         cache: File of judgements already made, for judges that load a model or are paid; None asks again.
         prices: Of an endpoint: money per million prompt and completion tokens, to add the cost up.
-        engine: What runs `llm:DIR`: "vllm", "transformers", or "auto" (vllm where it is installed).
+        engine: What runs `llm:DIR`.
 
     Raises:
         InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
@@ -82,7 +83,7 @@ def open_judge(
     return judge
 
 
-def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: str) -> Judge:
+def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: EngineSettings) -> Judge:
     if name == "lexicon":
         return LexiconJudge(labels)
     kind, _, rest = name.partition(":")

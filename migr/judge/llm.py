@@ -7,6 +7,7 @@ from typing import Any
 from migr.errors import InputError
 from migr.judge.base import LONGEST, Judgement, folder_name, read_config
 from migr.judge.prompt import filled, prompt_for, read_reply
+from migr.settings import EngineSettings
 from migr.text.labels import LabelSet
 
 
@@ -19,7 +20,7 @@ class LlmJudge:
 
     at_once = 256
 
-    def __init__(self, folder: Path, labels: LabelSet, backend: str = "auto") -> None:
+    def __init__(self, folder: Path, labels: LabelSet, engine: EngineSettings = EngineSettings()) -> None:
         kind = str(read_config(folder).get("model_type"))
         if "omni" not in kind:
             raise InputError(
@@ -28,7 +29,7 @@ class LlmJudge:
             )
         self.folder, self.labels, self.prompt = folder, labels, prompt_for(labels)
         self.name = f"llm-{folder_name(folder)}"
-        self.backend = backend
+        self.options = engine.options()
         self._engine: Any = None
 
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
@@ -41,7 +42,7 @@ class LlmJudge:
 
         asked = [index for index, text in enumerate(texts) if text.strip()]
         if asked and self._engine is None:
-            self._engine = open_engine(self.folder, self.backend, temperature=0.0)
+            self._engine = open_engine(self.folder, temperature=0.0, **self.options)
         requests = (Request(str(i), self._chat(texts[i]), choices=self.labels.labels) for i in asked)
         judgements = [Judgement(None, {}, "empty")] * len(texts)
         for generation in self._engine.generate(requests) if asked else ():

@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+
+import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
+
+# isort: split
 from transformers.integrations import deepspeed
 
 from migr.omni.family import FAMILIES, QWEN2_5, QWEN3, family_of

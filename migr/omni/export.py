@@ -6,7 +6,7 @@ output) is left out, and the config says so. Experts, which transformers stacks 
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from migr.clips.record import NAME, read_record
 from migr.errors import InputError
 from migr.files.records import read_json, write_json
 from migr.omni.family import family_of
@@ -44,10 +45,12 @@ def export(model: str | Path, out: str | Path, adapter: str | Path | None = None
         if source is not None and Path(source).resolve() == Path(out).resolve():
             raise InputError(f"{out}: the export would overwrite what it is made from; choose another folder")
     _check_free(Path(out))
+    record = read_record(adapter or model)
     thinker = load_thinker(model, adapter=adapter)
     if adapter is not None:
         thinker = thinker.merge_and_unload(safe_merge=True)
-    return write_checkpoint(thinker, load_processor(model), out)
+    beside = {NAME: record.as_json()} if record is not None else {}
+    return write_checkpoint(thinker, load_processor(model), out, beside)
 
 
 def adapter_base(adapter: str | Path) -> str:
@@ -63,8 +66,14 @@ def adapter_base(adapter: str | Path) -> str:
     return base
 
 
-def write_checkpoint(model: Any, processor: Any, out: str | Path) -> Path:
+def write_checkpoint(model: Any, processor: Any, out: str | Path, beside: Mapping[str, Any] | None = None) -> Path:
     """Write a thinker and its processor as a full checkpoint; `out` appears under its name when all is written.
+
+    Args:
+        model: The thinker.
+        processor: Its processor.
+        out: The folder.
+        beside: File name -> JSON value, to be written beside the weights.
 
     Raises:
         InputError: `out` exists and is no checkpoint.
@@ -88,6 +97,8 @@ def write_checkpoint(model: Any, processor: Any, out: str | Path) -> Path:
         weights = {f"thinker.{name}": _own(tensor) for name, tensor in _as_published(model).items()}
         save_torch_state_dict(weights, folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
+        for name, value in (beside or {}).items():
+            write_json(folder / name, value)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes files that only their owner may read
     return out

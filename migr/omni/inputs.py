@@ -7,7 +7,7 @@ float outputs are four times as large and take a millisecond: the last ones used
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from migr.clips.manifest import Clip
-from migr.clips.media import SAMPLE_RATE, Media, MediaSettings, read_media
+from migr.clips.media import SAMPLE_RATE, Media, read_media
 from migr.errors import InputError
 from migr.files.records import atomic_path, digest
 from migr.omni.family import QWEN2_5, family_of
+from migr.settings import MediaSettings
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
@@ -59,12 +60,16 @@ class OmniInputs:
                 f"{sound.sampling_rate} Hz; {family.title} has {family.factor}, 2 and {SAMPLE_RATE}: another model?"
             )
         self.processor = processor
-        self.settings = replace(settings, factor=family.factor)
+        if settings.min_pixels < family.factor**2:
+            raise InputError(
+                f"min_pixels, max_pixels: need {family.factor**2} <= {settings.min_pixels} <= {settings.max_pixels}"
+            )
+        self.settings = settings
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
-        self._settings = asdict(self.settings)  # what decoded media depend on; the usual grid goes without saying
+        self._settings = asdict(settings)  # what decoded media depend on; the usual grid goes without saying
         del self._settings["audio_in_video"]
-        if family is QWEN2_5:
-            del self._settings["factor"]
+        if family is not QWEN2_5:
+            self._settings["factor"] = family.factor
         self._memory = memory
         self._kept: OrderedDict[str, Features] = OrderedDict()
         self._kept_bytes = 0
@@ -80,7 +85,7 @@ class OmniInputs:
             MediaError: The file cannot be used.
         """
         if self.cache_dir is None:
-            return _read(clip, self.settings)
+            return _read(clip, self.settings, self.family.factor)
         key = self.media_key(clip)
         file = self.cache_dir / key[:2] / f"{key}.safetensors"
         if file.is_file():
@@ -88,7 +93,7 @@ class OmniInputs:
                 return _unpack(load_file(file))
             except (SafetensorError, KeyError, OSError):
                 pass  # damaged: decode and write it again
-        media = _read(clip, self.settings)
+        media = _read(clip, self.settings, self.family.factor)
         _write(file, media)
         return media
 
@@ -226,10 +231,10 @@ def _bytes(features: Features) -> int:
     return sum(tensor.nbytes for tensor in features.values())
 
 
-def _read(clip: Clip, settings: MediaSettings) -> Media:
+def _read(clip: Clip, settings: MediaSettings, factor: int) -> Media:
     if not (clip.has_video or clip.has_audio):
         return Media(None, None, None, 0.0)  # a transcript alone
-    return read_media(clip.path, settings, video=clip.has_video, audio=clip.has_audio)
+    return read_media(clip.path, settings, clip.has_video, clip.has_audio, factor)
 
 
 def _content(path: Path) -> str:

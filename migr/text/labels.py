@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from migr.errors import InputError
 
@@ -62,6 +63,10 @@ class LabelSet:
         if word not in self.labels and word not in self.synonyms:
             word = bare_word(word)
         return word if word in self.labels else self.synonyms.get(word)
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON, for `labels_from_record`."""
+        return {"name": self.name, "labels": list(self.labels), "synonyms": self.synonyms}
 
     def index(self, label: str) -> int:
         """The position of a canonical label."""
@@ -131,3 +136,18 @@ def label_set(name: str) -> LabelSet:
         raise InputError(f"{path}: a label set needs at least two labels, one a line")
     same = base is not None and tuple(labels) == base.labels  # then its numbers mean the same, too
     return LabelSet(base.name if base and same else path.stem, tuple(labels), synonyms)
+
+
+def labels_from_record(record: Any, source: str | Path) -> LabelSet:
+    """The label set that `LabelSet.as_record` wrote.
+
+    Raises:
+        InputError: It is damaged; names the source.
+    """
+    names = record.get("labels") if isinstance(record, dict) else None
+    words = record.get("synonyms", {}) if isinstance(record, dict) else None
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{source}: labels must be a list of two or more words, not {names!r}")
+    if not isinstance(words, dict) or not set(words.values()) <= set(names):
+        raise InputError(f"{source}: synonyms must be {{word: label}}")
+    return LabelSet(str(record.get("name", "own")), tuple(names), dict(words))

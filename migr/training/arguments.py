@@ -1,39 +1,31 @@
 """What the training stages read beside TRL's own configuration."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 import migr.omni  # noqa: F401  (mends the imports of trl and transformers, so it comes first)
-from migr.clips.media import MediaSettings
+from migr.cli import hint, read_config
+from migr.clips.record import ModelRecord
 from migr.errors import InputError
+from migr.settings import CacheSettings, LabelSettings, MediaSettings
 
 
 @dataclass
-class OmniArguments:
-    """The model, the clips, how media are read, and what is adapted."""
+class OmniArguments(LabelSettings, CacheSettings):
+    """The model, the clips, and what is adapted.
+
+    Attributes:
+        media_settings: How clips are read; set by `parse`.
+        explicit: Names of the fields, TRL's among them, that a flag or the YAML gave; set by `parse`.
+    """
 
     model: str = field(default="", metadata={"help": "folder (or name) of a Qwen2.5-Omni or Qwen3-Omni model"})
     clips: str = field(default="", metadata={"help": "clips.jsonl of stages/data.py"})
-    labels: str = field(default="dfew", metadata={"help": "dfew, mafw, or a file with one label a line"})
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "where processed media are kept (shared by all stages)"}
-    )
     limit: int | None = field(default=None, metadata={"help": "train on this many rows only, drawn by the seed"})
-    fps: float = field(default=2.0, metadata={"help": "frames sampled a second"})
-    min_frames: int = field(default=4, metadata={"help": "at least this many frames a clip"})
-    max_frames: int = field(default=32, metadata={"help": "at most this many frames a clip"})
-    min_pixels: int = field(default=56 * 56, metadata={"help": "frames are enlarged to this many pixels"})
-    max_pixels: int = field(default=448 * 448, metadata={"help": "frames are reduced to this many pixels"})
-    audio_in_video: bool = field(
-        default=False, metadata={"help": "interleave sound and frames in time (Qwen's use_audio_in_video)"}
-    )
     dtype: str = field(default="auto", metadata={"help": "weights' type: auto, float32, bfloat16"})
     attn_implementation: str | None = field(default=None, metadata={"help": "e.g. sdpa, flash_attention_2"})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank; 0 trains all weights, the towers too"})
@@ -41,17 +33,8 @@ class OmniArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
     overwrite: bool = field(default=False, metadata={"help": "discard a run of another configuration in output_dir"})
 
-    @property
-    def media_settings(self) -> MediaSettings:
-        """The media settings among these arguments."""
-        return MediaSettings(
-            fps=self.fps,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-            audio_in_video=self.audio_in_video,
-        )
+    media_settings: MediaSettings = field(default_factory=MediaSettings, init=False)
+    explicit: frozenset[str] = field(default_factory=frozenset, init=False)
 
     @property
     def lora_config(self) -> Any:
@@ -72,10 +55,20 @@ class OmniArguments:
         """What the model card says of the settings: ours, and those of the trainer that shape the result."""
         names = ["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"]
         names += ["gradient_accumulation_steps", "num_generations", "temperature", "beta", "reward_weights", "seed"]
-        values = {
-            key: value for key, value in vars(self).items() if key not in ("clips", "targets", "cache_dir", "overwrite")
-        }
+        hidden = ("clips", "targets", "cache_dir", "overwrite", "media_settings", "explicit")
+        values = {key: value for key, value in vars(self).items() if key not in hidden}
+        values |= asdict(self.media_settings)
         return values | {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+    def inherit_media(self, record: ModelRecord | None) -> None:
+        """Read clips as the model, or the adapter, was trained to; say where that was asked for otherwise."""
+        if record is None:
+            return
+        taken = {name: value for name, value in record.media.items() if name not in self.explicit}
+        for name, value in record.media.items():
+            if (here := getattr(self.media_settings, name)) != value and name in self.explicit:
+                print(f"note: {name} is {here} here and {value} in {record.source}", file=sys.stderr)
+        self.media_settings = replace(self.media_settings, **taken)
 
     def require(self, *names: str) -> None:
         """Check that these arguments are given and, if files or folders, there; fail before any long work."""
@@ -89,29 +82,82 @@ class OmniArguments:
                 raise InputError(f"--{name} {value}: no such file or folder")
 
 
+@dataclass
+class SFTArguments(OmniArguments):
+    """What SFT reads beside TRL's SFTConfig."""
+
+    targets: str = field(default="", metadata={"help": "targets.jsonl of stages/targets.py"})
+    stop_loss: float | None = field(
+        default=None, metadata={"help": "end once the mean loss of the last logging_steps is below this"}
+    )
+
+
+@dataclass
+class GRPOArguments(OmniArguments):
+    """What GRPO reads beside TRL's GRPOConfig."""
+
+    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter to continue from (a folder of sft.py)"})
+    split: str = field(default="train", metadata={"help": "split of the clips to train on"})
+    importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
+    judge: str = field(
+        default="lexicon",
+        metadata={"help": "judge of the consistency reward: lexicon, a folder, llm:DIR or endpoint:URL#MODEL"},
+    )
+    judge_cache: str | None = field(
+        default=None, metadata={"help": "file of what a judge said before (of folders, llm and endpoint)"}
+    )
+    hide_emotion_words: bool = field(
+        default=True, metadata={"help": "that judge does not see words that name an emotion: naming it does not pay"}
+    )
+    allow_blind_judge: bool = field(
+        default=False, metadata={"help": "train although the judge cannot name some of the clips' labels"}
+    )
+    rewards: list[str] = field(
+        default_factory=lambda: ["format", "accuracy", "consistency", "grounding"],
+        metadata={"help": "rewards, in the order of reward_weights; also dotted paths, such as my_lib.rewards.brevity"},
+    )
+    reward_parameters: dict | str | None = field(  # type: ignore[type-arg]
+        default=None, metadata={"help": "parameters of own rewards: {name: {parameter: value}}"}
+    )
+
+
 def parse(types: Sequence[Any], argv: list[str] | None = None, description: str | None = None) -> tuple[Any, ...]:
     """Parse command line and `--config` YAML into dataclasses; the command line wins, an unknown key is an error.
 
     Args:
-        types: Dataclasses, ours first, then TRL's config.
+        types: Ours (an `OmniArguments`), then TRL's config.
         argv: Arguments; `sys.argv[1:]` if None.
         description: What `--help` says first.
+
+    Returns:
+        One of each type; ours with `media_settings` and `explicit`.
 
     Raises:
         InputError: A key or flag that no dataclass has, a value of the wrong type, a YAML that cannot be read.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    # TRL knows `--config FILE` alone, and the first one
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
-        raise InputError("--config: give the path of one YAML file")
-    parser = _parser(types, description)
+    words = [part for word in (sys.argv[1:] if argv is None else argv) for part in _parted(word)]
+    if words.count("--config") > 1 or words[-1:] == ["--config"]:
+        raise InputError("--config: give the path of one YAML file (`include: FILE` in it reads another)")
+    parser = _parser([types[0], MediaSettings, *types[1:]], description)
+    config: dict[str, Any] = {}
+    if "--config" in words:
+        at = words.index("--config")
+        config = read_config(Path(words[at + 1]))
+        del words[at : at + 2]
     try:
-        return tuple(parser.parse_args_and_config(argv))
+        parser.set_defaults_with_config(**config)
+        own, media, *others = parser.parse_args_into_dataclasses(args=words)
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise InputError(f"configuration: {' '.join(str(error).split())}") from None
+    flags = (parser.dest(word) for word in words if word.startswith("--"))
+    own.media_settings, own.explicit = media, frozenset([*config, *filter(None, flags)])
+    return own, *others
+
+
+def _parted(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
 def _parser(types: Sequence[Any], description: str | None) -> Any:
@@ -123,26 +169,28 @@ def _parser(types: Sequence[Any], description: str | None) -> Any:
             raise InputError(f"{message} (--help lists the flags)")
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # no subparsers, so called once
-            found, unknown = super().parse_known_args(args, namespace)
+            parsed, unknown = super().parse_known_args(args, namespace)
             if flags := [part for part in unknown if part.startswith("-")] or unknown:
-                raise InputError(f"unknown flag {flags[0]!r}{self.hint(flags[0])}")
-            return found, unknown
+                raise InputError(f"unknown flag {flags[0]!r}{hint(flags[0], self.names())}")
+            return parsed, unknown
 
         def set_defaults_with_config(self, **config: Any) -> list[str]:
             actions = {action.dest: action for action in self._actions}
             for key, value in config.items():
                 if key not in actions:
-                    raise InputError(f"--config: unknown key {key!r}{self.hint(key)}")
+                    raise InputError(f"--config: unknown key {key!r}{hint(key, self.names())}")
                 if actions[key].nargs == "+" and isinstance(value, str):
                     config[key] = [value]  # `rewards: format` is a list of one
                 elif actions[key].type is int and isinstance(value, bool | float):
                     config[key] = str(value)  # argparse checks the type of strings alone
             return super().set_defaults_with_config(**config)
 
-        def hint(self, name: str) -> str:
-            known = [action.dest for action in self._actions]
-            near = difflib.get_close_matches(name.lstrip("-").partition("=")[0].replace("-", "_"), known, 1)
-            return f", did you mean {near[0]!r}?" if near else ""
+        def names(self) -> list[str]:
+            return [action.dest for action in self._actions]
+
+        def dest(self, word: str) -> str | None:
+            action = self._option_string_actions.get(word.partition("=")[0])
+            return action.dest if action is not None else None
 
     parser = Parser(
         list(types),
@@ -151,7 +199,7 @@ def _parser(types: Sequence[Any], description: str | None) -> Any:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    # `--config` itself is taken out by TRL before argparse sees it; here only for --help
+    # `--config` itself is taken out before argparse sees it; here only for --help
     parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file with any of these fields")
     return parser
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -83,5 +84,13 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
 def finish(output_dir: str | Path, summary: dict[str, Any]) -> None:
     """Mark the run as finished: a rerun of the same configuration finds it and does nothing."""
     if PartialState().is_main_process:
-        write_json(Path(output_dir) / "done.json", summary)
+        write_json(Path(output_dir) / "done.json", {**summary, **_peak()})
     PartialState().wait_for_everyone()
+
+
+def _peak() -> dict[str, Any]:
+    """What this process needed of its GPU at most, in bytes."""
+    if not torch.cuda.is_initialized():
+        return {}
+    peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {"gpu": {"name": torch.cuda.get_device_name(), **peak}}

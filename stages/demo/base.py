@@ -18,7 +18,8 @@ import argparse
 import random
 from pathlib import Path
 
-from migr.errors import Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import exit_on_input_error
 from migr.files.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME
 from migr.omni.tiny import build_tiny

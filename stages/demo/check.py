@@ -15,17 +15,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
-from migr.clips.media import MediaSettings
-from migr.engine import BACKENDS, Request, open_engine
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.clips.record import find_labels, read_record
+from migr.engine import Request, open_engine
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, write_json
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
 from migr.omni.prompt import ANSWER_DIRECTLY, render_prompt
+from migr.settings import CacheSettings, EngineSettings, LabelSettings, MediaSettings
 from migr.text.format import block
-from migr.text.labels import label_set
-from stages.describe import MEDIA
 
 
 def arguments() -> argparse.Namespace:
@@ -34,16 +34,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py, or your own")
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--labels", default="dfew", help="dfew, mafw, or a file with one label a line")
     parser.add_argument("--split", default="val", help="split of the clips to ask about (default val)")
     parser.add_argument("--limit", type=int, help="ask about the first so many only")
     parser.add_argument("--least", type=float, default=0.0, help="share of right answers to reach, 0 to 1 (default 0)")
-    parser.add_argument("--engine", choices=BACKENDS, default="auto", help="what generates")
-    parser.add_argument("--cache_dir", type=Path, help="folder of decoded clips")
-    media = MediaSettings()
-    for name in MEDIA:
-        parser.add_argument(f"--{name}", type=type(getattr(media, name)), default=getattr(media, name), help="of clips")
+    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, CacheSettings)
     args = parser.parse_args()
+    record = read_record(args.model)
+    if record is not None:
+        parser.inherit(args, record.media, record.source)
+    args.label_set = find_labels(args.labels, args.clips, model=record)
     if not 0 <= args.least <= 1:
         raise InputError(f"--least: a share lies between 0 and 1, not {args.least}")
     return args
@@ -53,8 +52,7 @@ def main() -> None:
     """Ask, count, save, and stop the run if the model perceives too little."""
     # Config
     args = arguments()
-    labels = label_set(args.labels)
-    settings = MediaSettings(**{name: getattr(args, name) for name in MEDIA})
+    labels, settings = args.label_set, settings_of(MediaSettings, args)
 
     # Data
     clips = [clip for clip in read_clips(args.clips, labels, split=args.split) if clip.label is not None][: args.limit]
@@ -80,7 +78,7 @@ def main() -> None:
             yield Request(f"{clip.clip_id} ({' and '.join(names)})", prompt, media, choices)
 
     # Run
-    with open_engine(args.model, args.engine) as engine:
+    with open_engine(args.model, **settings_of(EngineSettings, args).options()) as engine:
         answers = engine.generate(requests())
         texts = [row.text for row in tqdm(answers, "asking", len(questions), unit="answer")]
 

@@ -10,7 +10,8 @@ was fitted on: the accuracy printed is the one to keep beside every figure that 
 import argparse
 from pathlib import Path
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import write_json
 from migr.judge import fit_classifier, open_judge
 from migr.judge.measure import labelled_texts, reliability

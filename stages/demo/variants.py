@@ -9,7 +9,8 @@ Writes clips and their manifest `clips.jsonl`; clips that are there already are 
 import argparse
 from pathlib import Path
 
-from migr.errors import InputError, Parser, exit_on_input_error
+from migr.cli import Parser
+from migr.errors import InputError, exit_on_input_error
 from migr.files.records import digest, read_json, write_json
 from migr.planted import clips as planted
 from migr.planted.variants import KINDS, make

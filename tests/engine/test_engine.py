@@ -326,7 +326,7 @@ def test_an_adapter_runs_in_transformers_and_vllm_asks_for_the_export(model, req
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "tgi"}, "backend: 'tgi'"),
+        ({"backend": "tgi"}, "engine: 'tgi'"),
         ({"dtype": "int4"}, "dtype: 'int4'"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),

@@ -332,7 +332,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW], [JUDGED], ["--judge", "lexicon"], "--predictions stands beside --judgements or --judge"),
         ([ROW], None, ["--judge_check", "check.jsonl"], "--judge_check needs --judge"),
         ([ROW], None, ["--clips", "clips.jsonl"], "--predictions stands beside --clips or --model"),
-        ([ROW], None, ["--resample", "5"], "unrecognized arguments: --resample"),
+        ([ROW], None, ["--resample", "5"], "unknown flag '--resample', did you mean 'resamples'"),
         ([ROW], None, ["--resamples", "many"], "argument --resamples: invalid int value: 'many'"),
         ([ROW], None, ["--resamples", "0"], "--resamples must be at least 1"),
         ([ROW], None, ["--judge_prices", "cheap"], "invalid PROMPT,COMPLETION value: 'cheap'"),
@@ -383,11 +383,7 @@ def test_a_mistake_ends_the_command_with_status_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == "error: nowhere.jsonl: no such file" and not (tmp_path / "result").exists()
     done = run(tmp_path, "--prediction", "nowhere.jsonl")
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: unrecognized arguments")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown flag") and done.stderr.count("\n") == 1
 
 
 def test_hostile_responses_are_counted_and_shown_harmlessly(tmp_path):

@@ -12,6 +12,7 @@ from eval.explain import explain, main, page, show
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings
 from migr.errors import InputError
+from migr.settings import DecodingSettings
 from migr.text.format import parse
 from migr.text.labels import label_set
 
@@ -41,7 +42,7 @@ def test_a_clip_with_any_media_is_explained(kind, files, warm_model, importance,
     from rich.console import Console
 
     labels = label_set("dfew")
-    found = explain(files[kind], warm_model, importance, labels, SETTINGS, 60)
+    found = explain(files[kind], warm_model, importance, labels, SETTINGS, DecodingSettings(max_new_tokens=60))
     assert set(found.importance) == ({"video", "audio"} if kind == "both" else {kind})
     assert sum(found.importance.values()) == pytest.approx(1, abs=1e-5) and found.about in labels.labels
     if found.answer is not None:
@@ -63,7 +64,7 @@ def test_reasoning_comes_in_the_colours_of_its_modalities(files, warm_model, cap
 
     from rich.console import Console
 
-    found = explain(files["both"], warm_model, None, label_set("dfew"), SETTINGS, 5)
+    found = explain(files["both"], warm_model, None, label_set("dfew"), SETTINGS, DecodingSettings(max_new_tokens=5))
     text = "<think><audio>a <i>low</i> voice</audio><video>a smile</video>so glad</think><answer>happy</answer>"
     found = replace(found, text=text, response=parse(text), answer="happy")
     shown = page(found)
@@ -80,12 +81,14 @@ def test_reasoning_comes_in_the_colours_of_its_modalities(files, warm_model, cap
 
 def test_what_does_not_belong_together_is_an_input_error(files, warm_model, importance, tmp_path):
     with pytest.raises(InputError, match=r"no fusion\.safetensors"):
-        explain(files["both"], warm_model, tmp_path, label_set("dfew"), SETTINGS, 5)
+        explain(files["both"], warm_model, tmp_path, label_set("dfew"), SETTINGS, DecodingSettings(max_new_tokens=5))
     with pytest.raises(InputError, match="fitted on the labels happy"):
-        explain(files["both"], warm_model, importance, label_set("mafw"), SETTINGS, 5)
+        explain(files["both"], warm_model, importance, label_set("mafw"), SETTINGS, DecodingSettings(max_new_tokens=5))
     (tmp_path / "text.mp4").write_text("no clip")
     with pytest.raises(InputError, match=r"text\.mp4"):
-        explain(tmp_path / "text.mp4", warm_model, None, label_set("dfew"), SETTINGS, 5)
+        explain(
+            tmp_path / "text.mp4", warm_model, None, label_set("dfew"), SETTINGS, DecodingSettings(max_new_tokens=5)
+        )
 
 
 def test_the_command_writes_one_page_and_mistakes_are_one_line(files, warm_model, tmp_path):

@@ -47,10 +47,10 @@ def opened(flags):
     from eval.run import predict
     from migr.engine import open_engine
 
-    args = arguments([*flags, "--out", "nowhere"])
-    labels = label_set("dfew")
-    with open_engine(args.model, "transformers", max_new_tokens=1, batch_size=6) as engine:
-        yield engine, predict.asker(args, labels), {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
+    _, settings = arguments([*flags, "--out", "nowhere"])
+    with open_engine(settings.model, "transformers", max_new_tokens=1, batch_size=6) as engine:
+        clips = {clip.clip_id: clip for clip in read_clips(settings.clips, settings.labels)}
+        yield engine, predict.asker(settings), clips
 
 
 def test_segments_are_found_where_they_stand():

@@ -26,6 +26,7 @@ from migr.judge.huggingface import GOEMOTIONS, GOEMOTIONS_MAFW, label_map
 from migr.judge.llm import LlmJudge
 from migr.judge.measure import FAILED, SHIPPED, agreement, labelled_texts, reliability
 from migr.judge.prompt import PROMPT, filled, prompt_for, read_reply
+from migr.settings import EngineSettings
 from migr.text.labels import _FAMILIES, DFEW, MAFW, label_set
 
 LABELS = label_set("dfew")
@@ -314,7 +315,7 @@ def thinker(tmp_path_factory):
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_a_language_model_can_only_reply_with_a_label(thinker, backend):
-    judge = LlmJudge(thinker, LABELS, backend)
+    judge = LlmJudge(thinker, LABELS, EngineSettings(backend))
     try:
         found = judge.judge(TEXTS)
     finally:

@@ -1,6 +1,7 @@
 """The memory estimate against what autograd really keeps, and what it says about a configuration."""
 
 # isort: split
+import importlib
 import subprocess
 import sys
 
@@ -153,10 +154,19 @@ def test_the_command_shows_every_shipped_configuration():
     assert "too much" not in done.stdout  # every recipe fits its own machine
 
 
+def in_this_process(kind, argv, out):
+    """Runs a stage without a process of its own, which would import everything again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{kind}.py", *argv])
+        importlib.import_module(f"stages.{kind}").main()
+    assert "gpu" not in read_json(out / "done.json")
+
+
 def test_the_check_against_a_gpu_runs_tiny_on_a_cpu_and_claims_no_peak(monkeypatch, tmp_path, capsys):
     from eval.bench import memory_check
 
     monkeypatch.setattr(memory_check, "apart", lambda function, *args: function(*args))  # spares the imports
+    monkeypatch.setattr(memory_check, "measure", in_this_process)
     monkeypatch.setattr(sys, "argv", ["memory_check.py", "--tiny", "--out", str(tmp_path)])
     memory_check.main()
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]

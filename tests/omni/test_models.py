@@ -368,7 +368,7 @@ def test_vllm_answers_like_transformers_with_a_tiny_qwen3_omni(models, processor
     ]
     answers = {}
     for backend in ("transformers", "vllm"):
-        with open_engine(models[name], backend, max_new_tokens=12, dtype="float32", max_length=1024) as engine:
+        with open_engine(models[name], backend, max_new_tokens=12, dtype="float32", max_model_length=1024) as engine:
             answers[backend] = [generation.token_ids for generation in engine.generate(requests)]
     assert answers["vllm"] == answers["transformers"]
 
