@@ -1,8 +1,34 @@
 """What the machine gives to this process."""
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], count: int = 16) -> Iterator[Result]:
+    """`function` of each item, in order; up to `count` of them are worked out in threads before they are asked for.
+
+    For work that lets go of the interpreter, as decoding does, beside a consumer that is busy with the one before. What
+    `function` raises comes where its result would.
+    """
+    pool = ThreadPoolExecutor(max(1, min(4, cores())))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

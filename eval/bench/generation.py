@@ -3,11 +3,12 @@
     python eval/bench/generation.py --model runs/demo/export/migr --clips runs/demo/clips/clips.jsonl --limit 64
 
 Same model, clips, prompt and greedy decoding, in one process. Each engine answers a few clips first to warm up, then
-all of them `--repeats` times; the fastest time counts. A clip's way is timed in three parts: decoding its file,
-processing (frames and sound into the model's tensors, text into tokens) and generating, which is the rest. Judging is a
-language model's: the same model reads the reasonings that it just wrote and names one of the labels. Prints the parts,
-clips a second, the ratios to one by one (on a machine with other work, look at CPU time, which includes all threads),
-and on how many clips the greedy responses are equal.
+all of them `--repeats` times; the fastest time counts. One by one, every clip is decoded when its turn comes; the
+others decode in threads ahead of the engine, as the evaluation does. A clip's way is timed in three parts: waiting for
+its decoded file, processing (frames and sound into the model's tensors, text into tokens) and generating, which is the
+rest. Judging is a language model's: the same model reads the reasonings that it just wrote and names one of the labels.
+Prints a Markdown table for docs/benchmarks.md: the parts, clips a second, the ratios to one by one (on a machine with
+other work, look at CPU time, which includes all threads), and on how many clips the greedy responses are equal.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from migr.engine import Request, open_engine
 from migr.errors import exit_on_input_error
 from migr.judge.lexicon import LexiconJudge
 from migr.judge.prompt import filled, prompt_for
+from migr.machine import ahead
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor
 from migr.omni.prompt import render_prompt
@@ -65,6 +67,16 @@ class Clock:
 
         return measured
 
+    def waiting(self, part: str, items: Iterable[Any]) -> Iterator[Any]:
+        """The items; the time until each is there is measured."""
+        source = iter(items)
+        while True:
+            with self.measure(part):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -77,19 +89,24 @@ class Timing:
 
 
 def timed(engine: Any, source: Iterable[Any], ask: Callable[[Any], Request], repeats: int) -> Timing:
-    """Let an engine answer what `ask` makes of each item of a list; the fastest of `repeats` times."""
-    found = []
-    prepare = engine.task.prepare
+    """Let an engine answer what `ask` makes of each item of a list; the fastest of `repeats` times.
+
+    What it asks is made ready ahead of it, unless it takes one at a time.
+    """
+    timings = []
+    prepare, ready = engine.task.prepare, map if engine.task.batch_size == 1 else ahead
     for _ in range(repeats):
         clock = Clock()
         engine.task.prepare = clock.around("processing", prepare)
         cpu = time.process_time()
         with clock.measure("all"):
-            texts = [answer.text for answer in engine.generate(map(clock.around("decoding", ask), source))]
+            requests = clock.waiting("decoding", ready(ask, source))
+            texts = [answer.text for answer in engine.generate(requests)]
         engine.task.prepare = prepare
         total, cpu = clock.seconds.pop("all"), time.process_time() - cpu
-        found.append(Timing(total, cpu, {**clock.seconds, "generating": total - sum(clock.seconds.values())}, texts))
-    return min(found, key=lambda timing: timing.total)
+        parts = {**clock.seconds, "generating": total - sum(clock.seconds.values())}
+        timings.append(Timing(total, cpu, parts, texts))
+    return min(timings, key=lambda timing: timing.total)
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Timing]]:
@@ -128,18 +145,16 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Tim
 
 
 def show(title: str, unit: str, count: int, timings: dict[str, Timing]) -> None:
-    """Print one table: the parts, the rate and the ratio to one by one, with and without decoding and processing."""
-    print(f"\n{title}, {count} {unit}")
+    """Print one Markdown table: seconds, rate, ratio to one by one, the parts, CPU time, equal responses."""
     last = list(timings.values())[-1]
+    parts = ("decoding", "processing", "generating")
+    head = [title, "seconds", f"{unit}/s", "times one by one", *(f"{part}, s" for part in parts), "CPU s", "equal"]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, timing in timings.items():
-        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in timing.parts.items() if seconds >= 0.005)
         equal = sum(a == b for a, b in zip(timing.texts, last.texts, strict=True))
-        alone = last.parts["generating"] / timing.parts["generating"]
-        print(
-            f"  {name}: {timing.total:.2f} s ({parts}); {count / timing.total:.1f} {unit}/s, "
-            f"{last.total / timing.total:.1f} times one by one ({alone:.1f} for generating alone, "
-            f"{last.cpu / timing.cpu:.1f} in CPU time: {timing.cpu:.2f} s); {equal} equal"
-        )
+        cells = [f"{timing.total:.2f}", f"{count / timing.total:.1f}", f"{last.total / timing.total:.1f}"]
+        cells += [f"{timing.parts.get(part, 0.0):.2f}" for part in parts]
+        print(f"| {' | '.join([name, *cells, f'{timing.cpu:.2f}', f'{equal} of {count}'])} |")
 
 
 def main() -> None:

@@ -62,11 +62,26 @@ def read(kind: str, argv: list[str]) -> tuple[Any, Any]:
 
 def make_model(name: str, out: Path, tiny: bool) -> None:
     """Write the model folder: a published model's sizes (or tiny ones), random bf16 weights, a small tokenizer."""
+    from migr.omni.export import write_checkpoint
+
+    write_checkpoint(*drawn(name, out.with_name("tiny"), tiny), out)
+
+
+def drawn(name: str, folder: Path, tiny: bool) -> tuple[Any, Any]:
+    """A thinker of a published model's sizes (or tiny ones) with random bf16 weights, on the GPU if there is one.
+
+    Args:
+        name: The published model.
+        folder: For a tiny model, whose tokenizer and processor it takes.
+        tiny: Tiny sizes, on the CPU.
+
+    Returns:
+        The thinker and the processor.
+    """
     import torch
     from transformers import GenerationConfig
 
     from migr.memory.published import configuration
-    from migr.omni.export import write_checkpoint
     from migr.omni.family import family_of
     from migr.omni.load import load_processor, thinker_config
     from migr.omni.tiny import build_tiny
@@ -74,16 +89,21 @@ def make_model(name: str, out: Path, tiny: bool) -> None:
 
     family = family_of(configuration(name))
     assert family is not None, name
-    small = build_tiny(out.with_name("tiny"), texts(), family=family.name)
+    small = build_tiny(folder, texts(), family=family.name)
     config, marks = thinker_config(small) if tiny else configuration(name), thinker_config(small)
     for target, source in ((config, marks), (config.text_config, marks.text_config)):
         for key, value in source.to_dict().items():
             if key.endswith(("token_id", "token_index")):
                 setattr(target, key, value)  # of the tokenizer that is there
-    with torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu"):
-        model = family.thinker._from_config(config, dtype=torch.bfloat16)
-    model.generation_config = GenerationConfig.from_pretrained(small)
-    write_checkpoint(model, load_processor(small), out)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() and not tiny else "cpu"):
+            model = family.thinker(config)
+    finally:
+        torch.set_default_dtype(usual)
+    model.to(torch.bfloat16).generation_config = GenerationConfig.from_pretrained(small)
+    return model, load_processor(small)
 
 
 def make_data(out: Path, settings: Any) -> None:

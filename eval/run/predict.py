@@ -7,7 +7,7 @@ clip's batch can change the last digits of its logits), so that neither shards n
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing, Journal, alone, busy, ids_in, merge, part, parts, shard_of
 from migr.files.records import Row, iter_jsonl, read_jsonl
 from migr.judge.base import Judge, judgement_row
+from migr.machine import ahead
 from migr.settings import DecodingSettings, EngineSettings, MediaSettings
 from migr.text.format import parse
 from migr.text.labels import LabelSet
@@ -184,7 +185,7 @@ def _generate(
                 with open_engine(settings.model, **options) as engine:
                     start = time.monotonic()
                     for stream in _streams(blocks, done, journal, backend):
-                        for answer in engine.generate(map(ask, _given(stream, journal))):
+                        for answer in engine.generate(_asked(ask, stream, journal)):
                             if answer.key in done:
                                 continue  # of a block that was interrupted
                             predictions.append(_row(answer, mine[answer.key].label, settings.labels))
@@ -217,10 +218,11 @@ def _streams(blocks: Sequence[Sequence[Clip]], done: set[str], journal: Journal,
     yield from ([clip] for clip in alone)
 
 
-def _given(stream: Iterable[Clip], journal: Journal) -> Iterator[Clip]:
-    for clip in stream:
+def _asked(ask: "Callable[[Clip], Request]", stream: Sequence[Clip], journal: Journal) -> "Iterator[Request]":
+    """Requests whose media are decoded ahead of the engine; a clip is the engine's from here on."""
+    for clip, request in zip(stream, ahead(ask, stream), strict=True):
         journal.give(clip.clip_id)
-        yield clip
+        yield request
 
 
 def question_for(clip: Clip, labels: LabelSet, prompt: str) -> str:

@@ -151,6 +151,8 @@ def estimate(
     if generated:
         cache = 2 * text.num_hidden_layers * text.num_key_value_heads * _head(text) * width
         parts["key-value cache"] = generated * tokens * cache
+        if stage == "grpo" and zero != 3:
+            parts["merged weights"] = width * sum(module.weight.numel() for module in _adapted(thinker))
         parts["last logits"] = generated * text.vocab_size * 4
     if vllm:
         parts["vllm"] = vllm
@@ -162,7 +164,7 @@ def estimate(
         moments["training step"] = (*always, *(name for name in step if name in parts))
         moments["towers"] = (*always, "towers")
     if generated:
-        wanted = ("gathered for generation", "key-value cache", "last logits")
+        wanted = ("gathered for generation", "merged weights", "key-value cache", "last logits")
         moments["generation"] = (*always, *(name for name in wanted if name in parts))
         moments["towers"] = (*always, *(("gathered for generation",) if zero == 3 else ()), "towers")
     if not moments:
@@ -180,12 +182,13 @@ def _thinker(model: str) -> nn.Module:
 def count(thinker: nn.Module, lora_r: int) -> tuple[int, int]:
     """Parameters of the thinker, and of LoRA of this rank on its language model."""
     total = sum(parameter.numel() for parameter in thinker.parameters())
-    adapted = sum(
-        lora_r * (module.in_features + module.out_features)
-        for name, module in thinker.named_modules()
-        if isinstance(module, nn.Linear) and re.fullmatch(LANGUAGE_MODEL_LORA, name)
-    )
-    return total, adapted
+    return total, sum(lora_r * (module.in_features + module.out_features) for module in _adapted(thinker))
+
+
+def _adapted(thinker: nn.Module) -> list[nn.Linear]:
+    """The projections that LoRA adapts."""
+    named = thinker.named_modules()
+    return [m for name, m in named if isinstance(m, nn.Linear) and re.fullmatch(LANGUAGE_MODEL_LORA, name)]
 
 
 def prompt_tokens(config: Any, media: MediaSettings, seconds: float | None = None) -> int:

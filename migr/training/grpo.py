@@ -5,6 +5,7 @@ not, without an error. Rows here carry the number of their clip; the methods bel
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.omni.thinker import thinker_of
 from migr.omni.towers import FrozenTowers
+from migr.rollout.merging import folded
 from migr.rollout.rollouts import Rollouts
 from migr.training.guards import check_loss
 from migr.training.sft import IGNORED
@@ -145,7 +147,8 @@ class OmniGRPOTrainer(GRPOTrainer):
                 self._synced = step
             return self.rollouts.sample(prompt_ids, [self.clips[row] for row in self._rows], step)
         try:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            with nullcontext() if is_zero3(self.args) else folded(self.model):
+                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         except RuntimeError as error:
             if "nan" not in str(error):
                 raise

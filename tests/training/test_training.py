@@ -24,6 +24,7 @@ from migr.omni.inputs import OmniInputs
 from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import question, render_prompt
 from migr.planted import clips as planted
+from migr.rollout.merging import folded
 from migr.text.labels import DFEW
 from migr.training.grpo import EpochRepeatSampler, OmniGRPOTrainer
 from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
@@ -107,7 +108,7 @@ def rows_of(clips, target=TARGET):
 def history(folder):
     """What was logged at each step, without the times and without a counter that TRL starts again."""
     log = read_json(folder / "trainer_state.json")["log_history"]
-    left_out = ("step_time", "num_tokens")
+    left_out = ("step_time", "num_tokens", "judge_seconds")
     return [{key: value for key, value in row.items() if key not in left_out} for row in log if "loss" in row]
 
 
@@ -325,6 +326,8 @@ def test_sampled_completions_hold_no_media_tokens_and_without_care_they_would(
 
 # Frozen towers
 
+ANY_BASE = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+
 
 def counted(tower, runs):
     """Note of each run of a tower whether it records a gradient."""
@@ -373,6 +376,36 @@ def test_twenty_steps_with_kept_tokens_give_the_losses_and_the_adapter_of_towers
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     for name, weight in plain.items():
         torch.testing.assert_close(tokens[name], weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_folding_the_adapter_for_sampling_gives_the_same_tokens_and_the_weights_back(
+    warm_model, sft_adapter, omni_inputs, clips, dtype
+):
+    model = load_thinker(warm_model, adapter=sft_adapter, trainable=True, dtype=dtype)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.02 * torch.randn_like(weight)
+    before, learning = weights(model), [name for name, weight in model.named_parameters() if weight.requires_grad]
+    prompt = render_prompt(omni_inputs.processor, PROMPT, True, True)
+    features = omni_inputs.features(clips[0])
+    batch = {"input_ids": torch.tensor([omni_inputs.prompt_ids(prompt, features)]), **features}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    options = {"max_new_tokens": 24, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    with folded(model):
+        assert not torch.equal(weights(model)[ANY_BASE], before[ANY_BASE])
+        tokens = model.generate(**batch, **options)
+    if dtype == "float32":  # in half precision the copies are rounded
+        assert torch.equal(tokens, expected)
+    for _ in range(50):
+        with folded(model):
+            pass
+    with pytest.raises(KeyError), folded(model):
+        raise KeyError
+    assert same(before, weights(model))
+    assert learning == [name for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def test_rows_of_like_length_share_a_batch_in_an_order_of_their_own_each_epoch():
