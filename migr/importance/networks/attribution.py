@@ -33,9 +33,9 @@ def coalitions(logits_of: Callable[[Tensor], Tensor], present: Tensor, target: T
         target: (n,)
     """
     count = present.shape[1]
-    values = {0: torch.zeros(len(present))}
+    values = {0: torch.zeros(len(present), device=present.device)}
     for mask in range(1, 1 << count):
-        visible = present & torch.tensor([bool(mask >> m & 1) for m in range(count)])
+        visible = present & torch.tensor([bool(mask >> m & 1) for m in range(count)], device=present.device)
         empty = ~visible.any(1)
         value = evidence(logits_of(torch.where(empty[:, None], present, visible)), target)
         values[mask] = torch.where(empty, 0.0, value)
@@ -52,7 +52,7 @@ def shapley(values: dict[int, Tensor], present: Tensor) -> Tensor:
     columns = []
     for m in range(count):
         rest = [k for k in range(count) if k != m]
-        total = torch.zeros(len(present))
+        total = torch.zeros(len(present), device=present.device)
         for size in range(count):
             weight = factorial(size) * factorial(count - size - 1) / factorial(count)
             for coalition in combinations(rest, size):

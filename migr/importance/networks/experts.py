@@ -42,6 +42,7 @@ class ExpertConfig:
         heads: Heads of both attentions.
         tau: Temperature of the entropy gate of the unimodal heads, in nats.
         dropout: Dropout on the features, behind the projection and in the experts.
+        sequences: Features come as tokens (n, T, dim), so that none are cut from pooled ones.
     """
 
     dims: dict[str, int]
@@ -51,6 +52,7 @@ class ExpertConfig:
     heads: int = 4
     tau: float = 0.5
     dropout: float = 0.3
+    sequences: bool = False
 
 
 class ExpertOutput(NamedTuple):
@@ -85,7 +87,8 @@ class ExpertFusion(nn.Module):
         self.modalities = tuple(config.dims)
         d, drop = config.hidden, config.dropout
         self.reading = Reading(config.dims, config.n_classes, d, drop)
-        self.split = nn.ModuleDict({name: nn.Linear(d, d * config.tokens) for name in config.dims})
+        cut = () if config.sequences else config.dims
+        self.split = nn.ModuleDict({name: nn.Linear(d, d * config.tokens) for name in cut})
         self.cross = nn.MultiheadAttention(d, config.heads, batch_first=True)
         self.within = nn.MultiheadAttention(d, config.heads, batch_first=True)
         self.experts = nn.ModuleList(
@@ -99,6 +102,8 @@ class ExpertFusion(nn.Module):
         self.head = nn.Linear(d, config.n_classes)
         self.order = [i for name in ANCHORS for i, m in enumerate(config.dims) if m == name]
         assert len(self.order) == len(config.dims), f"modalities are among {ANCHORS}, not {tuple(config.dims)}"
+        # False leaves an expert out, for ablations
+        self.register_buffer("shown", torch.ones(k, dtype=torch.bool), persistent=False)
 
     @property
     def undecayed(self) -> list[nn.Parameter]:
@@ -113,16 +118,19 @@ class ExpertFusion(nn.Module):
         return self.fuse(u, p, present)
 
     def fuse(self, u: Tensor, p: Tensor, present: Tensor) -> ExpertOutput:
-        """Fuse what `Reading` read: u (n, M, hidden) and p (n, M, C), with these of its modalities (n, M) bool."""
-        n, count, d = u.shape
-        size = self.config.tokens
-        tokens = torch.stack([self.split[m](u[:, i]).view(n, size, d) for i, m in enumerate(self.modalities)], 1)
+        """Fuse what `Reading` read: u (n, M, hidden), or (n, M, T, hidden), and p (n, M, C), with these modalities."""
+        n, count, d = *u.shape[:2], u.shape[-1]
+        if self.config.sequences:
+            tokens, size = u, u.shape[2]
+        else:
+            size = self.config.tokens
+            tokens = torch.stack([self.split[m](u[:, i]).view(n, size, d) for i, m in enumerate(self.modalities)], 1)
 
-        anchor = torch.zeros(n, dtype=torch.long)
+        anchor = torch.zeros(n, dtype=torch.long, device=u.device)
         for index in reversed(self.order):  # the first in the order has the last word
             anchor = torch.where(present[:, index], index, anchor)
-        query = tokens[torch.arange(n), anchor]
-        others = present & (anchor[:, None] != torch.arange(count))
+        query = tokens[torch.arange(n, device=u.device), anchor]
+        others = present & (anchor[:, None] != torch.arange(count, device=u.device))
         accompanied = others.any(1)
         # a clip without other modalities attends to nothing: all keys open, the answer thrown away
         hidden = ~torch.where(accompanied[:, None], others, True).repeat_interleave(size, 1)
@@ -133,7 +141,7 @@ class ExpertFusion(nn.Module):
         f = (crossed + within).mean(1)
 
         w = torch.sigmoid(self.gate(f))
-        alpha = self.mix(torch.cat([f, w], 1)).softmax(1)
+        alpha = masked_softmax(self.mix(torch.cat([f, w], 1)), self.get_buffer("shown"))
         worked = torch.stack([expert(f) for expert in self.experts], 1)
         fused = (alpha[..., None] * worked).sum(1) + self.beta * f
         entropy_gate = masked_softmax(-entropy_of(p, self.config.n_classes) / self.config.tau, present)

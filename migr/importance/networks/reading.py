@@ -55,12 +55,14 @@ class Reading(nn.Module):
         """Project and read n clips.
 
         Args:
-            features: Modality -> (n, dim) raw features. What stands in the rows of absent modalities is never read.
+            features: Modality -> (n, dim) raw features, or (n, T, dim) of T tokens. What stands in the rows of absent
+                modalities is never read.
             present: (n, M) bool, which modality a clip has; at least one each.
-            shift: Modality -> (n, dim), added to the standardised features of present modalities.
+            shift: Modality -> as `features`, added to the standardised features of present modalities.
 
         Returns:
-            u of shape (n, M, hidden), 0 where absent, and the unimodal heads' outputs (n, M, C), or (n, M, 2).
+            u of shape (n, M, hidden), or (n, M, T, hidden), 0 where absent, and the unimodal heads' outputs (n, M, C),
+            or (n, M, 2); the heads read the mean of the tokens.
         """
         assert present.any(1).all(), "a clip with no modality"
         tokens, unimodal = [], []
@@ -68,10 +70,10 @@ class Reading(nn.Module):
             x = (features[name] - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"std_{name}")
             if shift is not None:
                 x = x + shift[name]
-            mask = present[:, index, None]
+            mask = present[:, index].view(-1, *[1] * (x.dim() - 1))
             u = self.project[name](torch.where(mask, x, 0.0))
             tokens.append(torch.where(mask, u, 0.0))
-            unimodal.append(self.unimodal[name](u))
+            unimodal.append(self.unimodal[name](u if u.dim() == 2 else u.mean(1)))
         return torch.stack(tokens, 1), torch.stack(unimodal, 1)
 
 
@@ -92,21 +94,26 @@ def masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
     return scores.masked_fill(~present, -torch.inf).softmax(-1)
 
 
-def fusion_loss(out: Any, target: Tensor, unimodal_weight: float) -> Tensor:
+def fusion_loss(out: Any, target: Tensor, unimodal_weight: float, own: Tensor | None = None) -> Tensor:
     """The fused head's loss + `unimodal_weight` × the mean loss of the present unimodal heads, of any network's output.
 
     Emotions (integer `target`): cross-entropy for all. Sentiment scores (floating point): L1 for the fused head,
-    Laplace likelihood |y − μ| / b + log b for the unimodal heads.
+    Laplace likelihood |y − μ| / b + log b for the unimodal heads. `own` (n, M): labels of the modalities themselves,
+    where a data set has them; else the heads learn the clip's.
     """
     scores = target.is_floating_point()
     fused = F.l1_loss(out.logits[:, 0], target) if scores else F.cross_entropy(out.logits, target)
-    return fused - unimodal_weight * log_likelihood(out.unimodal, target)[out.present].mean()
+    each = log_likelihood(out.unimodal, target if own is None else own)
+    return fused - unimodal_weight * each[out.present].mean()
 
 
 def log_likelihood(unimodal: Tensor, target: Tensor) -> Tensor:
-    """log p(target) by every unimodal head, (n, M); for scores the Laplace log-density, less its constant log 2."""
+    """log p(target) by every unimodal head, (n, M); for scores the Laplace log-density, less its constant log 2.
+
+    `target` is (n,), or (n, M) with one for each head.
+    """
+    each = target if target.dim() == 2 else target[:, None].expand(unimodal.shape[:2])
     if target.is_floating_point():
         spread = log_scale(unimodal)
-        return -(unimodal[..., 0] - target[:, None]).abs() / spread.exp() - spread
-    each = target[:, None].expand(unimodal.shape[:2])
+        return -(unimodal[..., 0] - each).abs() / spread.exp() - spread
     return -F.cross_entropy(unimodal.transpose(1, 2), each, reduction="none")

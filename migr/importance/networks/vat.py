@@ -30,7 +30,7 @@ def adversarial_loss(net: Any, features: dict[str, Tensor], present: Tensor, rad
 
     Args:
         net: A fusion network in training mode (it is left so).
-        features: Modality -> (n, dim).
+        features: Modality -> (n, dim), or (n, T, dim).
         present: (n, M) bool.
         radius: Root mean square change of a feature, in standard deviations.
         steps: Power iterations.
@@ -53,8 +53,9 @@ def adversarial_loss(net: Any, features: dict[str, Tensor], present: Tensor, rad
 
 def _scaled(r: dict[str, Tensor], present: Tensor, size: float) -> dict[str, Tensor]:
     """Each clip's r over its present modalities, brought to the root mean square `size`; 0 stays 0."""
-    masked = {name: x * present[:, m, None] for m, (name, x) in enumerate(r.items())}
+    masked = {name: x.flatten(1) * present[:, m, None] for m, (name, x) in enumerate(r.items())}
     count = sum(x.shape[1] * present[:, m] for m, x in enumerate(masked.values()))
     squares = torch.stack([x.square().sum(1) for x in masked.values()]).sum(0)
     factor = size * (count / squares.clamp_min(torch.finfo(squares.dtype).tiny)).sqrt()
-    return {name: torch.where(squares[:, None] > 0, x * factor[:, None], 0.0) for name, x in masked.items()}
+    scaled = {name: torch.where(squares[:, None] > 0, x * factor[:, None], 0.0) for name, x in masked.items()}
+    return {name: x.view_as(r[name]) for name, x in scaled.items()}

@@ -1,0 +1,78 @@
+"""The frozen language model of the generative head: a causal one of transformers, or the one inside a Qwen-Omni."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from migr.errors import InputError
+from migr.omni.family import FAMILIES
+
+
+class OmniLanguageModel(nn.Module):
+    """A thinker's language model and head without its towers, by the names that causal models give them."""
+
+    def __init__(self, thinker: Any) -> None:
+        super().__init__()
+        self.model, self.lm_head, self.config = thinker.model, thinker.lm_head, thinker.model.config
+        self.position_axes = 3  # time, height, width
+
+    def get_input_embeddings(self) -> Any:
+        """The embedding of token ids."""
+        return self.model.get_input_embeddings()
+
+
+def load_language_model(path: str, dtype: str = "auto", lora_r: int = 16, lora_alpha: int = 32) -> tuple[Any, Any]:
+    """A frozen causal language model with LoRA on all of its linear layers, and its tokenizer.
+
+    Args:
+        path: Folder of a model that transformers runs without remote code; a name of the Hub where it is reachable.
+        dtype: "auto", "float32", "bfloat16".
+        lora_r: Rank; 0 leaves the model frozen, as MSE-Adapter does.
+        lora_alpha: Scale.
+
+    Raises:
+        InputError: No such model, one that needs remote code, or one without `model` and `lm_head`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = Path(path) / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else ""
+    omni = any(kind.startswith(name) for name in FAMILIES)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if omni:
+            from migr.omni.load import load_thinker
+
+            lm: Any = OmniLanguageModel(load_thinker(path, dtype=dtype, attn_implementation="sdpa"))
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa"
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {path}: no causal language model that runs without remote code ({reason})") from None
+    if not hasattr(lm, "model") or not hasattr(lm, "lm_head"):
+        raise InputError(f"--model {path}: {type(lm).__name__} has no `model` and `lm_head`; Qwen, Llama and GLM-4 do")
+    lm.requires_grad_(False)
+    if lora_r:
+        lora = LoraConfig(r=lora_r, lora_alpha=lora_alpha, target_modules=linear_layers(lm))
+        lm = inject_adapter_in_model(lora, lm)
+        for weight in lm.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return lm, tokenizer
+
+
+def linear_layers(lm: Any) -> list[str]:
+    """Names of the linear layers of the language model itself, without its head."""
+    return [f"model.{name}" for name, part in lm.model.named_modules() if isinstance(part, nn.Linear)]
+
+
+def embedding_rms(lm: Any) -> float:
+    """Root mean square of the model's token embeddings: what pseudo tokens begin at."""
+    with torch.no_grad():
+        return float(lm.get_input_embeddings().weight.float().square().mean().sqrt())
