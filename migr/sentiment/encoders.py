@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from migr.importance.networks.reading import masked_softmax
-from migr.importance.store import NETS, build
+from migr.importance.store import build
+from migr.sentiment.settings import ENCODERS, FUSIONS
 
-ENCODERS = ("attention", "bilstm")
-FUSIONS = {"dual-gate": "dual-gate", "experts": "experts", "concat": "concatenation"}  # command line -> `store.NETS`
 CLIP = 10.0  # deviations; OpenFace and COVAREP have values millions of deviations away
 
 
@@ -103,7 +102,6 @@ class SequenceFusion(nn.Module):
             dropout=config.dropout,
             **shape,
         )
-        assert kind in NETS
 
     def set_scaling(self, scaling: Mapping[str, Mapping[str, list[float]]]) -> None:
         """Take median and scale of each feature from `data.json`."""

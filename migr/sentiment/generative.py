@@ -21,8 +21,8 @@ from migr.importance.networks.attribution import coalitions, importance_of, shap
 from migr.importance.networks.reading import fusion_loss
 from migr.sentiment.answers import AnswerTree, expectation
 from migr.sentiment.encoders import SequenceFusion
+from migr.sentiment.settings import FORMS
 
-FORMS = ("repeat", "affine", "free")
 PSEUDO = -1  # stands for a pseudo token among prompt ids
 
 
