@@ -18,6 +18,8 @@ an interrupted run goes on, a later one examines only what has changed. Formats 
 import argparse
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,30 @@ from migr.text.labels import DFEW, label_set
 
 NEEDS = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio"), "any": ()}
 TEXTS = 2  # version of `labelled_texts`
-# Flags that only some sources know, with their defaults.
-OWN: dict[str, dict[str, Any]] = {
-    "planted": {"seed": 0, "train": 2100, "val": 140, "test": 560},
-    "dfew": {"fold": 1, "frame_rate": None},
-    "mafw": {"fold": 1},
-    "table": {"table": None, "labels": "dfew", "split": "train"},
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where clips come from: flags that it alone knows, with their defaults, and the reader that lists its clips.
+
+    The planted benchmark has no reader: it makes its clips.
+    """
+
+    flags: dict[str, Any]
+    read: Callable[[argparse.Namespace], Listed] | None = None
+
+
+SOURCES = {
+    "planted": Source({"seed": 0, "train": 2100, "val": 140, "test": 560}),
+    "dfew": Source(
+        {"fold": 1, "frame_rate": None},
+        lambda args: dfew.read(args.root, args.fold, frames=args.frame_rate is not None),
+    ),
+    "mafw": Source({"fold": 1}, lambda args: mafw.read(args.root, args.fold)),
+    "table": Source(
+        {"table": None, "labels": "dfew", "split": "train"},
+        lambda args: table.read(args.table, args.root or args.table[0].parent, label_set(args.labels), args.split),
+    ),
 }
 
 
@@ -52,7 +72,7 @@ def arguments() -> argparse.Namespace:
     """
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--source", choices=list(OWN), default="planted", help="where clips come from")
+    add("--source", choices=list(SOURCES), default="planted", help="where clips come from")
     add("--out", type=Path, required=True, help="folder for clips.jsonl and, if made here, the clips")
     add("--root", type=Path, help="folder of the data set; for a table, of its paths (default: the table's own)")
     add("--fold", type=int, choices=dfew.FOLDS, help="dfew, mafw: the published fold (default 1)")
@@ -64,16 +84,17 @@ def arguments() -> argparse.Namespace:
     add("--workers", type=int, default=cores(), help=f"clips examined at a time (default {cores()}, the cores)")
     add("--timeout", type=float, default=60.0, help="seconds that examining a clip may take (default 60)")
     add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
-    for split, count in list(OWN["planted"].items())[1:]:
+    for split, count in list(SOURCES["planted"].flags.items())[1:]:
         add(f"--{split}", type=int, help=f"planted: number of {split} clips (default {count})")
     parser.add_settings(LabelSettings, MediaSettings, CacheSettings)  # of media, examining needs reader and seconds
     args = parser.parse_args()
     settings_of(MediaSettings, args)
-    for name in {flag for flags in OWN.values() for flag in flags}:
-        if name not in OWN[args.source] and getattr(args, name) is not None:
+    own = SOURCES[args.source].flags
+    for name in {flag for source in SOURCES.values() for flag in source.flags}:
+        if name not in own and getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with --source {args.source}")
         if getattr(args, name) is None:
-            setattr(args, name, OWN[args.source].get(name))
+            setattr(args, name, own.get(name))
     if args.source != "planted" and (args.table if args.source == "table" else args.root) is None:
         raise InputError(f"--source {args.source} needs --{'table' if args.source == 'table' else 'root'}")
     if len(args.table or []) > 1 and args.root is None:
@@ -86,15 +107,6 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def listed(args: argparse.Namespace) -> Listed:
-    """The clips that the source names."""
-    if args.source == "dfew":
-        return dfew.read(args.root, args.fold, frames=args.frame_rate is not None)
-    if args.source == "mafw":
-        return mafw.read(args.root, args.fold)
-    return table.read(args.table, args.root or args.table[0].parent, label_set(args.labels), args.split)
-
-
 def prepare(args: argparse.Namespace) -> None:
     """Examine the clips of a data set and write down which can be used."""
     # Config
@@ -105,7 +117,9 @@ def prepare(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out} holds clips of {old.get('source')}, fold {old.get('fold')}: give another --out")
 
     # Data
-    source = listed(args)
+    reader = SOURCES[args.source].read
+    assert reader is not None, "planted clips are made, not read"
+    source = reader(args)
     settings = {"max_seconds": args.max_seconds, "backend": args.backend, "rate": args.frame_rate}
     cache = args.cache_dir or args.out
 
