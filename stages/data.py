@@ -31,7 +31,7 @@ from migr.planted import clips as planted
 from migr.planted import wording
 from migr.settings import CacheSettings, LabelSettings, MediaSettings
 from migr.sources import dfew, mafw, table
-from migr.sources.checking import examine_listed, frames_root
+from migr.sources.checking import examine_listed, frames_root, kinds_of
 from migr.sources.listed import Listed
 from migr.text.labels import DFEW, label_set
 
@@ -130,7 +130,8 @@ def prepare(args: argparse.Namespace) -> None:
         facts = result.get("facts", {})
         absent = [kind for kind in NEEDS[args.require] if facts and not facts[f"has_{kind}"]]
         if absent:
-            result = {"reason": f"no_{absent[0]}", "detail": f"no {absent[0]} stream (--require {args.require})"}
+            what = "digital silence" if facts.get("silent") else f"no {absent[0]} stream"
+            result = {"reason": f"no_{absent[0]}", "detail": f"{what} (--require {args.require})"}
         if "reason" in result:
             excluded.append({**row, **result})
         else:
@@ -152,12 +153,15 @@ def prepare(args: argparse.Namespace) -> None:
     clips, named = Counter(row["split"] for row in rows), Counter(row["split"] for row in source.rows)
     counts = {"clips": clips, "excluded": why, "named": named, "published": source.published}
     write_environment(args.out)
+    kinds = kinds_of(rows)
     labels = {"labels": source.labels.labels, "label_set": source.labels.as_record()}
-    write_json(record, {**about, "root": str(root), **labels, **settings, **counts})
+    write_json(record, {**about, "root": str(root), **labels, **settings, **counts, "kinds": kinds})
     write_jsonl(manifest, rows)
     for split, count in source.published.items():
         if named[split] != count:
             print(f"data: {args.source} fold {args.fold} names {named[split]} {split} clips, published are {count}")
+    for what, numbers in kinds.items():
+        print(f"data: {what:<10} {', '.join(f'{count} {kind}' for kind, count in numbers.items())}")
     parts = ", ".join(f"{count} {split}" for split, count in clips.items())
     print(
         f"data: {len(rows)} clips ({parts}), {len(excluded)} excluded{f' ({reasons})' if reasons else ''}; "

@@ -1,33 +1,27 @@
 """Read one clip: frames by Qwen's sampling and resizing rules, 16 kHz mono sound, and errors that name the file.
 
-Frames come from decord (or PyAV, `backend: pyav`; same indices, same pixels). Sound always comes from PyAV: decord's
-audio reader loses samples between packets (measured: 16 samples off after 373, for the rest of the clip). What opens
-the file and finds it whole or broken is `migr.clips.container`.
+`migr.clips.container` opens the file, `timeline` says what is when in it, `pictures` decodes what is chosen here.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from migr.clips.container import (
-    COMPLETE,
     MIN_AUDIO_SECONDS,
     REASONS,
     SAMPLE_RATE,
     MediaError,
     check_elongation,
-    decord_reader,
-    facts,
     opened,
     probe,
-    scan,
-    streams,
-    truncated,
 )
+from migr.clips.pictures import decoded, pictures, pictures_by_decord, plain
+from migr.clips.timeline import Limit, Timeline, scan
 from migr.settings import BACKENDS, MediaSettings
 
 __all__ = [
@@ -56,8 +50,9 @@ class Media:
     Attributes:
         frames: uint8 (T, 3, H, W), RGB, T even, H and W multiples of 28; None if not asked for.
         fps: True rate of `frames` in frames per second of clip time (T / clip seconds); None without frames.
-        waveform: float32 (N,), mono, 16 kHz; None if not asked for.
-        duration: Seconds: of the video stream where frames were read, else of the sound.
+        waveform: float32 (N,), mono, 16 kHz, from the clip's zero on (silent until the sound begins, and in gaps); None
+            if not asked for.
+        duration: Seconds from the clip's zero to the end of the last picture, or without frames of the sound.
     """
 
     frames: np.ndarray | None
@@ -82,29 +77,50 @@ def read_media(
         MediaError: Missing, unreadable, incomplete, too short, too long, too few frames, no such stream, NaN samples.
     """
     assert video or audio, "nothing asked for"
+    limit = Limit(path)
     with opened(path) as container:
-        packets, waveform = scan(path, container, video, audio, settings.max_seconds)
+        timeline = scan(path, container, video, audio, settings.max_seconds, limit)
         if not video:
-            assert waveform is not None
-            return Media(None, None, waveform, len(waveform) / SAMPLE_RATE)
-        fps = facts(container)["fps"]
-        read = _frames_decord if settings.backend == "decord" else _frames_pyav
-        frames, total = read(path, container, packets, fps, settings)
-    bounds = (settings.min_pixels, settings.max_pixels)
-    height, width = smart_resize(frames.shape[1], frames.shape[2], *bounds, path, factor)
-    seconds = total / fps
-    return Media(resize(frames, height, width), len(frames) / seconds, waveform, seconds)
+            assert timeline.waveform is not None
+            return Media(None, None, timeline.waveform, len(timeline.waveform) / SAMPLE_RATE)
+        places = frame_places(timeline, settings, path)
+        frames: Iterable[np.ndarray] | None = None
+        if settings.backend == "decord" and plain(container, next(decoded(path, container, limit))):
+            frames = pictures_by_decord(path, timeline, places)
+        if frames is None:
+            frames = pictures(path, container, timeline, places, limit)
+        resized = resize(frames, settings, factor, path)
+    return Media(resized, len(resized) / timeline.duration, timeline.waveform, timeline.duration)
 
 
-def frame_indices(total: int, video_fps: float, settings: MediaSettings, path: str | Path = "") -> list[int]:
-    """Choose which frames to read: an even count, evenly spaced from the first to the last.
+def frame_places(timeline: Timeline, settings: MediaSettings, path: str | Path = "") -> list[int]:
+    """Choose which pictures to read: an even count, evenly spaced in time.
 
-    `smart_nframes` and the `linspace` of qwen_vl_utils 0.0.14 (vision_process.py), with our error.
+    At a constant rate these are the numbers of `frame_indices`. Else each is the picture that is shown half a mean
+    frame after the moment at which the rule would have it, and one that is shown for long comes several times.
     """
-    wanted = min(max(total / video_fps * settings.fps, settings.min_frames), settings.max_frames, total)
+    total, end = len(timeline.times), timeline.duration
+    if timeline.constant or total < 2:
+        return frame_indices(total, end, settings, path)
+    count = _even_count(total, end, settings, path)
+    moments = (np.linspace(0, total - 1, count) + 0.5) * end / total
+    return np.maximum(np.searchsorted(timeline.times, moments, side="right") - 1, 0).tolist()
+
+
+def _even_count(total: int, seconds: float, settings: MediaSettings, path: str | Path) -> int:
+    wanted = min(max(seconds * settings.fps, settings.min_frames), settings.max_frames, total)
     count = math.floor(wanted / 2) * 2
     if count < 2:
         raise MediaError(f"{path}: {total} video frame(s), at least 2 are needed", "too_few_frames")
+    return count
+
+
+def frame_indices(total: int, seconds: float, settings: MediaSettings, path: str | Path = "") -> list[int]:
+    """Choose which of `total` frames at a constant rate to read: evenly spaced from the first to the last.
+
+    `smart_nframes` and the `linspace` of qwen_vl_utils 0.0.14 (vision_process.py), with our error.
+    """
+    count = _even_count(total, seconds, settings, path)
     return torch.linspace(0, total - 1, count).round().long().tolist()
 
 
@@ -123,48 +139,24 @@ def smart_resize(
     return rows, columns
 
 
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (T, h, w, 3) to (T, 3, height, width): bicubic, antialiased, rounded; the rule of qwen_vl_utils."""
-    resized = np.empty((len(frames), 3, height, width), np.uint8)
-    for index, frame in enumerate(frames):  # one at a time: float copies of all frames at full size would not fit
-        picture = torch.from_numpy(frame).permute(2, 0, 1)[None]
-        if picture.shape[-2:] != (height, width):
+def resize(
+    frames: Iterable[np.ndarray], settings: MediaSettings, factor: int = FACTOR, path: str | Path = ""
+) -> np.ndarray:
+    """Resize uint8 (h, w, 3) frames to (T, 3, height, width), as the first one's shape demands.
+
+    Bicubic, antialiased, rounded; the rule of qwen_vl_utils. One at a time: all of them at full size would not fit.
+    """
+    resized: list[np.ndarray] = []
+    size = (0, 0)
+    for frame in frames:
+        if not resized:
+            height, width = frame.shape[:2]
+            size = smart_resize(height, width, settings.min_pixels, settings.max_pixels, path, factor)
+        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+        if picture.shape[-2:] != size:
             picture = torch.nn.functional.interpolate(
-                picture.float(), (height, width), mode="bicubic", align_corners=False, antialias=True
+                picture.float(), size, mode="bicubic", align_corners=False, antialias=True
             )
             picture = picture.clamp(0, 255).round().to(torch.uint8)
-        resized[index] = picture[0].numpy()
-    return resized
-
-
-def _frames_decord(
-    path: str | Path, container: Any, packets: int, fps: float, settings: MediaSettings
-) -> tuple[np.ndarray, int]:
-    """Chosen frames as uint8 (T, h, w, 3), and how many frames the stream has."""
-    with decord_reader(path) as reader:
-        total = len(reader)
-        if total < COMPLETE * packets:
-            raise truncated(path, total, packets)
-        return reader.get_batch(frame_indices(total, fps, settings, path)).asnumpy(), total
-
-
-def _frames_pyav(
-    path: str | Path, container: Any, packets: int, fps: float, settings: MediaSettings
-) -> tuple[np.ndarray, int]:
-    """The same by PyAV: all frames are decoded in order (the last is always wanted), the chosen ones converted."""
-    picture, _ = streams(container)
-    picture.thread_type, picture.codec_context.thread_count = "NONE", 1
-    total = packets
-    while True:
-        container.seek(0)
-        indices = frame_indices(total, fps, settings, path)
-        wanted, chosen, seen = set(indices), [], 0
-        for frame in container.decode(picture):
-            if seen in wanted:
-                chosen.append(frame.to_ndarray(format="rgb24"))
-            seen += 1
-        if len(chosen) == len(indices):
-            return np.stack(chosen), total
-        if seen < COMPLETE * packets:
-            raise truncated(path, seen, packets)
-        total = seen  # some packets hold no picture: choose again
+        resized.append(picture[0].numpy())
+    return np.stack(resized)

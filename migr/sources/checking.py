@@ -6,7 +6,8 @@ run goes on, and a later one examines only what has changed. Folds can share the
 
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,18 @@ from migr.sources.listed import Listed
 # Every word that excluded.jsonl can give as reason.
 REASONS = probing.REASONS | {"outside_root": "the path, or a link on it, leads out of the data set's folder"}
 AGAIN = ("timeout", "crashed", "no_memory")  # may be the machine's fault: not kept, tried again in the next run
+_NOTES = {
+    "silent": "silent (digital silence: has_audio is false)",
+    "audio_start": "late sound",
+    "video_start": "late picture",
+    "variable_rate": "variable rate",
+    "rotated": "turned",
+    "hidden_frames": "hidden frames (cut by stream copy)",
+    "reader": "read by pyav, not decord",
+}
+_RATES = 8
 MEMORY = 3 * 2**30  # bytes that examining one clip may take
-VERSION = 1  # of the examination; results of another version are made anew
+VERSION = 2  # of the examination; results of another version are made anew
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,25 @@ def examine_listed(source: Listed, cache: Path, settings: Row, workers: int, tim
             if result.get("reason") in AGAIN:
                 unkept[key] = result
     return Examined(source, probes, places, unkept, len(jobs), time.monotonic() - start)
+
+
+def kinds_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """How many of the clips that can be used are of which kind, the most frequent first.
+
+    Returns:
+        "video" and "sound" (codec -> clips, "none" without), "frames/s" (rate -> clips, the eight most frequent) and
+        "notes" (what `migr.clips.examine` notes beside; absent where it notes nothing).
+    """
+    rates = Counter(f"{row['fps']:g}" for row in rows if row["fps"])
+    kinds = {
+        "video": Counter(row.get("video_codec", "none") for row in rows),
+        "sound": Counter("silent" if row.get("silent") else row.get("audio_codec", "none") for row in rows),
+        "frames/s": Counter(dict(rates.most_common(_RATES))),
+        "notes": Counter(note for row in rows for key, note in _NOTES.items() if key in row),
+    }
+    if others := sum(rates.values()) - sum(kinds["frames/s"].values()):
+        kinds["frames/s"]["other"] = others
+    return {what: dict(counts.most_common()) for what, counts in kinds.items() if counts}
 
 
 def frames_root(cache: Path, settings: Row) -> Path:

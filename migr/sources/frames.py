@@ -18,9 +18,21 @@ _ENDINGS = (".jpg", ".jpeg")
 
 
 def pictures(folder: Path) -> list[os.DirEntry[str]]:
-    """The jpg files of a folder in the order of the numbers in their names (2 before 10); links are left out."""
+    """The jpg files of a folder in the order of the numbers in their names (2 before 10); links are left out.
+
+    So is what other programs put there: hidden files (`._1.jpg` of Macs) and, among numbered ones, those without a
+    number (`cover.jpg`, `thumb.jpg`).
+    """
     with os.scandir(folder) as entries:
-        files = [e for e in entries if e.name.casefold().endswith(_ENDINGS) and e.is_file(follow_symlinks=False)]
+        files = [
+            entry
+            for entry in entries
+            if entry.name.casefold().endswith(_ENDINGS)
+            and not entry.name.startswith(".")
+            and entry.is_file(follow_symlinks=False)
+        ]
+    numbered = [entry for entry in files if re.search(r"\d", entry.name)]
+    files = numbered if len(numbered) > len(files) / 2 else files
     return sorted(files, key=lambda entry: ([int(part) for part in re.findall(r"\d+", entry.name)], entry.name))
 
 

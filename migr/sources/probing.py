@@ -18,15 +18,13 @@ from itertools import islice
 from pathlib import Path
 
 from migr.clips.container import REASONS as MEDIA_REASONS
-from migr.clips.container import MediaError, examine
+from migr.clips.container import MediaError
+from migr.clips.examine import examine
 from migr.errors import InputError
 from migr.files.records import Row
 from migr.sources import frames
 
-REASONS = MEDIA_REASONS | {
-    "timeout": "no answer in time",
-    "crashed": "the decoder brought its process down",
-}
+REASONS = MEDIA_REASONS | {"crashed": "the decoder brought its process down"}
 COMMAND = [sys.executable, "-P", "-m", "migr.sources.probing"]
 _START_SECONDS = 300.0  # imports, on a machine that is busy otherwise
 

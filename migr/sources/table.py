@@ -19,7 +19,11 @@ from migr.sources.listed import Listed, once
 from migr.sources.tables import check_name, names_of, read_table
 from migr.text.labels import LabelSet
 
-_MEASURED = ("has_video", "has_audio", "duration", "fps", "frames", "width", "height", "sample_rate")
+_MEASURED = (
+    *("has_video", "has_audio", "duration", "fps", "frames", "width", "height", "sample_rate"),
+    *("video_codec", "audio_codec", "rotated", "variable_rate", "hidden_frames", "audio_start", "video_start"),
+    *("silent", "reader"),
+)
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xlsm")
 
 

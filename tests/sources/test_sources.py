@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, flags
 from PIL import Image
 
-from migr.clips.container import examine
+from migr.clips.examine import examine
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings, read_media
 from migr.errors import InputError
