@@ -1,6 +1,6 @@
 """How far sound and pictures are from where a player has them, kind by kind, for the migr that is installed.
 
-python tests/clips/shifts.py            a row of docs/data.md's table a kind; another checkout's python measures that one
+python tests/clips/shifts.py        a row of the table in docs/data.md a kind; another checkout has its own python
 """
 
 import sys

@@ -146,7 +146,7 @@ def test_a_second_run_examines_what_has_changed_and_nothing_else(good, stage, tm
     assert "; 2 examined" in capsys.readouterr().out
     _, excluded = check_manifest(out, "dfew", 8)
     assert excluded == {"00001": "unreadable", "00003": "missing"}
-    stage("data", **run | {"backend": "pyav", "out": tmp_path / "other", "cache_dir": out})
+    stage("data", **run | {"backend": "decord", "out": tmp_path / "other", "cache_dir": out})
     assert "; 7 examined" in capsys.readouterr().out  # results of another reader are others
 
 
