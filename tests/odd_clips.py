@@ -4,12 +4,12 @@ Every picture shows its own number (a row of black and white squares, most signi
 which one was read; the sound is silent but for a click, so that a test hears when it comes.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import os
 import av
 import numpy as np
 

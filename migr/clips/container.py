@@ -14,7 +14,6 @@ from typing import Any
 import av
 
 from migr.errors import InputError
-from migr.settings import MIN_AUDIO_SECONDS
 
 SAMPLE_RATE = 16000  # Hz; what the audio tower was trained on
 MAX_SOURCE_PIXELS = 7680 * 4320  # a frame larger than 8K is refused before it is decoded

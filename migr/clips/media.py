@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from migr.clips.container import (
-    MIN_AUDIO_SECONDS,
     REASONS,
     SAMPLE_RATE,
     MediaError,
@@ -22,7 +21,7 @@ from migr.clips.container import (
 )
 from migr.clips.pictures import decoded, pictures, pictures_by_decord, plain
 from migr.clips.timeline import Limit, Timeline, scan
-from migr.settings import BACKENDS, MediaSettings
+from migr.settings import BACKENDS, MIN_AUDIO_SECONDS, MediaSettings
 
 __all__ = [
     "BACKENDS",

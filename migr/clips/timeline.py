@@ -16,7 +16,6 @@ import numpy as np
 
 from migr.clips.container import (
     MAX_FRAMES,
-    MIN_AUDIO_SECONDS,
     READ_SECONDS,
     SAMPLE_RATE,
     MediaError,
@@ -25,6 +24,7 @@ from migr.clips.container import (
     facts,
     streams,
 )
+from migr.settings import MIN_AUDIO_SECONDS
 
 COMPLETE = 0.9  # share of what is declared that must be there
 _JUMP = 0.01  # s between two blocks of sound; less is the rounding of stamps (1 ms in MKV and FLV)
