@@ -5,11 +5,14 @@ import numpy as np
 SHAPES = {"text": (12, 16), "vision": (30, 6), "audio": (25, 5)}
 
 
-def planted(counts=(40, 12, 16), seed=0, shapes=SHAPES, sims=False, noise=0.3, aligned=False, dominant=None):
+def planted(
+    counts=(40, 12, 16), seed=0, shapes=SHAPES, sims=False, noise=0.3, aligned=False, dominant=None, keep_known=False
+):
     """Train, valid and test in MMSA's layout; scores in fifths of [-3, 3], or of [-1, 1] with SIMS's own labels.
 
     The score is the mean of two numbers; one is written into the frames of the text, one into those of the audio.
-    `dominant`: the one modality that carries the score alone.
+    `dominant`: the one modality that carries the score alone. `keep_known`: a further column, the best estimate of the
+    score from the frames alone, by someone who knows how they were drawn.
     """
     rng = np.random.default_rng(seed)
     bound = 1.0 if sims else 3.0
@@ -19,15 +22,22 @@ def planted(counts=(40, 12, 16), seed=0, shapes=SHAPES, sims=False, noise=0.3, a
         parts = {name: rng.uniform(-bound, bound, count) for name in shapes}
         truth = (parts["text"] + parts["audio"]) / 2 if dominant is None else parts[dominant]
         score = np.clip(np.round((truth + noise * rng.normal(size=count) * bound / 3) * 5) / 5, -bound, bound)
-        columns = {}
+        columns, estimates = {}, {}
         for name, (length, dim) in shapes.items():
             longest = shapes["text"][0] if aligned else length
             own = rng.integers(max(2, longest // 2), longest + 1, count)
             frames = rng.normal(size=(count, longest, dim)) + parts[name][:, None, None] * 3 / bound * directions[name]
             for i, n in enumerate(own):
                 frames[i, n:] = 0
+            direction = directions[name] * 3 / bound
+            sums = (frames @ direction).sum(1) / (own * (direction @ direction))
+            # a uniform prior cut at ±bound, which barely matters: the estimate is kept within it
+            estimates[name] = np.clip(sums, -bound, bound)
             columns[name] = frames.astype(np.float32 if name == "text" else np.float64)
             columns[f"{name}_lengths"] = own.tolist()
+        if keep_known:
+            known = (estimates["text"] + estimates["audio"]) / 2 if dominant is None else estimates[dominant]
+            columns["known"] = known
         mask = np.arange(shapes["text"][0]) < np.array(columns.pop("text_lengths"))[:, None]
         columns["text_bert"] = np.stack([mask * 7, mask, mask * 0], 1).astype(np.float32)
         if aligned:

@@ -1,0 +1,99 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from eval.sentiment import main as score
+from migr.errors import InputError
+from stages.features import main as features
+from stages.sentiment import main as fit
+from tests.sentiment.files import planted, tiny_lm
+from tests.sentiment.test_files import write
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("stage")
+    path = write(made / "x.pkl", planted((96, 24, 24), sims=True))
+    features(["--source", "mmsa", "--file", str(path), "--set", "sims", "--out", str(made / "data")])
+    return made / "data"
+
+
+def run(data: Path, out: Path, *words: object) -> dict:
+    fit(["--data", str(data), "--out", str(out), "--num_train_epochs", "3", "--disable_tqdm", *map(str, words)])
+    return json.loads(next(out.glob("seed-*/done.json")).read_text())
+
+
+def test_an_interrupted_run_ends_bit_identical(data, tmp_path):
+    words = ("--fusion", "experts", "--save_total_limit", 10, "--adversarial_weight", 0.3)
+    run(data, tmp_path / "whole", *words)
+    whole, cut = tmp_path / "whole" / "seed-1111", tmp_path / "cut" / "seed-1111"
+    shutil.copytree(whole, cut)
+    for path in (cut / "done.json", cut / "model.safetensors", cut / "predictions.csv"):
+        path.unlink()
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in cut.glob("checkpoint-*"))
+    for step in steps[1:]:
+        shutil.rmtree(cut / f"checkpoint-{step}")
+    run(data, tmp_path / "cut", *words)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all((one[name] == other[name]).all() for name in one)
+    assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
+    last = [load_file(folder / f"checkpoint-{steps[-1]}" / "model.safetensors") for folder in (whole, cut)]
+    assert all((last[0][name] == last[1][name]).all() for name in last[0])
+    assert not any(path.name.startswith("checkpoint") for path in tmp_path.iterdir())
+
+
+def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):
+    run(data, tmp_path / "agfn", "--seeds", 1, 2)
+    tiny_lm(tmp_path / "lm")
+    words = (
+        "--head",
+        "llm",
+        "--model",
+        tmp_path / "lm",
+        "--fusion",
+        "experts",
+        "--learning_rate",
+        "3e-3",
+        "--grid",
+        0.5,
+    )
+    done = run(data, tmp_path / "egmf", *words)
+    assert set(done["test"]) == {"main", "greedy", "constrained"}
+    assert "shuffled pseudo tokens" in done["ablations_on_valid"]
+    assert set(done["experts"]) == {"local", "semantic", "global"}
+    content = score(
+        [str(tmp_path / "agfn"), str(tmp_path / "egmf"), "--out", str(tmp_path / "table"), "--resamples", "50"]
+    )
+    assert set(content["runs"]) == {"agfn", "egmf", "egmf greedy", "egmf constrained"}
+    assert content["runs"]["agfn"]["n_seeds"] == 2
+    assert {"negative", "positive"} <= set(content["runs"]["egmf"]["importance_by_class"])
+    run(data, tmp_path / "egmf", *words)  # found finished, left alone
+    with pytest.raises(InputError, match="another configuration"):
+        run(data, tmp_path / "egmf", *words, "--pseudo_tokens", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--fusion", "expert"), "choice"),
+        (("--fusio", "experts"), "did you mean 'fusion'"),
+        (("--head", "llm"), "--model"),
+        (("--model", "x"), "--head llm"),
+        (("--hidden", 20), "multiple of 8"),
+        (("--modalities", "smell"), "has no smell"),
+        (("--seeds", 1, 1), "different"),
+        (("--head", "llm", "--model", "/nowhere"), "no causal language model"),
+    ],
+)
+def test_mistakes_are_one_line(data, tmp_path, words, message):
+    with pytest.raises(InputError, match=message) as caught:
+        run(data, tmp_path / "out", *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_one_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.json"):
+        run(tmp_path, tmp_path / "out")
