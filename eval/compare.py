@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.figures import tally
-from eval.figures.metrics import CELL_OF, MISSING, OUTCOMES, Ints, outcome_of, start_of
+from eval.figures.codes import CELL_OF, MISSING, OUTCOMES, Ints, hidden_of, outcome_of, start_of
 from eval.figures.paired import differences, mcnemar
 from eval.page.browser import run_of
 from eval.page.tables import comparison, percent
@@ -175,9 +175,10 @@ def main(argv: Sequence[str]) -> Row:
     truth = sides[0].column("labels", rows[0])
     outcomes, places = [], []
     for side, common in zip(sides, rows, strict=True):
-        outcomes.append(outcome_of(truth, side.column("answers", common), side.column("judgements", common)))
+        answers = side.column("answers", common)
+        outcomes.append(outcome_of(truth, answers, side.column("judgements", common)))
         starts = start_of(side.column("first", common), side.column("dominants", common))
-        places.append((outcomes[-1], starts))
+        places.append((outcomes[-1], starts, hidden_of(truth, answers, side.column("hidden", common))))
     figures: Row = {"n": len(truth), "labels": labels.name, "first": names[0], "judge": sides[0].judge, "runs": {}}
     for name, outcome, place in zip(names[1:], outcomes[1:], places[1:], strict=True):
         moves = Counter((CELL_OF[a], CELL_OF[b]) for a, b in zip(outcomes[0].tolist(), outcome.tolist(), strict=True))

@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             claim(args.out, config, files, args.overwrite)
             read = convert(predictions, files[-1], labels, reading)
             predictions = files[-1]
-    table = tally.read_predictions(predictions, labels)
+    table = tally.read_predictions(predictions, labels, tally.read_lacking(args.clips, args.importance))
     if dominants is not None:
         tally.add_dominants(table, dominants)
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         judgements = args.out / "judgements.jsonl"
         if args.predictions is not None and not read:
             claim(args.out, config, [judgements], args.overwrite)
-        predict.judge_all(predictions, judge, judgements, len(table))
+        predict.judge_all(predictions, judge, judgements, len(table), labels)
         judge_facts = reliability(judge, texts, labels)
         judge_facts |= {"texts": args.judge_check or "shipped"} if texts else {}
         if prompt_of(judge):
@@ -161,7 +161,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     # Figures
     columns = (table.labels, table.answers, table.judgements)
-    metrics = measure(*columns, labels.labels, table.first, table.dominants, args.resamples, args.seed)
+    starts = (table.first, table.dominants)
+    metrics = measure(*columns, labels.labels, *starts, args.resamples, args.seed, table.hidden)
+    if table.absent_evidence is not None:
+        metrics["n_absent_evidence"] = table.absent_evidence
     metrics |= {"judge": judge_facts, "settings": shown_settings(args, labels, read), "synonyms": labels.synonyms}
     metrics["unread_answers"] = dict(table.unread.most_common(20))
     if "n_without" in read:

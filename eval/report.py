@@ -18,8 +18,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from eval.figures.rates import COUNTS
 from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
-from eval.page.tables import COUNTS, ROWS, Metrics, Table, count, interval, percent, unread
+from eval.page.tables import ROWS, Metrics, Table, count, interval, percent, unread
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import atomic

@@ -30,7 +30,6 @@ from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, read_json, write_json
 
-METRICS = ("war", "uar", "inconsistent_among_correct")
 # Run by this very interpreter, so that no environment has to be activated.
 PROGRAMS = {
     "python": [sys.executable],
@@ -96,7 +95,7 @@ def show(result: Row, folds: list[int]) -> None:
     table = Table(title=f"{len(folds)} folds")
     for name in ("", *(f"fold {fold}" for fold in folds), "mean", "std"):
         table.add_column(name, justify="right" if name else "left")
-    for name in METRICS:
+    for name in (name for name in result if name != "n"):
         values = [*result[name]["folds"], result[name]["mean"], result[name]["std"]]
         table.add_row(name.replace("_", " "), *("-" if value is None else f"{100 * value:.2f} %" for value in values))
     Console().print(table)
@@ -130,9 +129,10 @@ def main() -> None:
     for fold in args.folds:
         file = places[fold] / args.metrics
         metrics[fold] = read_json(file)
-        if missing := [name for name in METRICS if name not in metrics[fold]]:
-            raise InputError(f"{file}: {missing[0]} is missing; is it a metrics.json of eval/consistency.py?")
-    result: Row = {name: mean([metrics[fold][name] for fold in args.folds]) for name in METRICS}
+        if "war" not in metrics[fold]:
+            raise InputError(f"{file}: war is missing; is it a metrics.json of eval/consistency.py?")
+    rates = [name for name in metrics[args.folds[0]] if all(f"{name}_ci95" in row for row in metrics.values())]
+    result: Row = {name: mean([metrics[fold][name] for fold in args.folds]) for name in rates}
     result["n"] = {str(fold): metrics[fold].get("n") for fold in args.folds}
     write_json(args.run / "folds.json", result)
     show(result, args.folds)

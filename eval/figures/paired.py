@@ -1,26 +1,25 @@
 """The arithmetic of `eval/compare.py`: two runs on the same clips, clip by clip."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eval.figures.metrics import OUTCOMES, RATES, RIGHT, RIGHT_INCONSISTENT, RIGHT_JUDGED, STARTS, Ints, rates
+from eval.figures.codes import RIGHT, RIGHT_INCONSISTENT, RIGHT_JUDGED, SHAPE, Bools, Codes, Ints
+from eval.figures.metrics import rates
+from eval.figures.rates import NAMES
 from migr.files.records import Row
 from migr.statistics import interval
 
-Bools = NDArray[np.bool_]
-
 
 def differences(
-    labels: Ints, one: tuple[Ints, Ints], other: tuple[Ints, Ints], classes: int, resamples: int, seed: int
+    labels: Ints, one: tuple[Ints, ...], other: tuple[Ints, ...], classes: int, resamples: int, seed: int
 ) -> Row:
     """Each rate of two runs on the same clips, and their difference with a paired percentile interval.
 
-    A clip's place in the joint table (label x outcome and start in either run) is all that the rates need of it, so one
-    resample of the clips is one multinomial draw, as in `eval.figures.metrics`.
+    A clip's place in the joint table (label x outcome, start and hidden in either run) is all that the rates need,
+    so one resample of the clips is one multinomial draw, as in `eval.figures.metrics`.
 
     Args:
         labels: (n,) the true classes.
-        one, other: (outcome, start) codes of each run, (n,) each.
+        one, other: (outcome, start, hidden) codes of each run, (n,) each (`eval.figures.codes`).
         classes: Size of the label set.
         resamples: Bootstrap resamples.
         seed: Their seed.
@@ -29,14 +28,14 @@ def differences(
         Rate -> `first`, `second`, `difference` (second - first) and `difference_ci95`; None where a run has no such
         rate.
     """
-    shape = (classes, OUTCOMES, STARTS, OUTCOMES, STARTS)
+    shape = (classes, *SHAPE, *SHAPE)
     code, counts = np.unique(np.ravel_multi_index((labels, *one, *other), shape), return_counts=True)
     label, *places = np.unravel_index(code, shape)
     draws = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), resamples)
     every = np.vstack([counts, draws]).astype(np.float64)
-    first, second = (rates(every, label, places[i], places[i + 1], classes) for i in (0, 2))
+    first, second = (rates(every, Codes(label, *places[i : i + 3]), classes) for i in (0, 3))
     figures: Row = {}
-    for name in RATES:
+    for name in NAMES:
         change = second[name] - first[name]
         defined = not np.isnan(change[0])
         values = [None if np.isnan(values[0]) else float(values[0]) for values in (first[name], second[name])]

@@ -1,13 +1,13 @@
 """Read predictions, judgements and importances into small integer codes, one row a clip; free of torch.
 
-Texts are read one at a time and not kept, nor are the clips' names: of a clip 18 bytes stay, an 8-byte hash of its name
-and five small integers. Where a clip has to be named (in an error, in a list) its row is read again from the file.
+Texts are read one at a time and not kept, nor are the clips' names: of a clip 20 bytes stay, an 8-byte hash of its name
+and six small integers. Where a clip has to be named (in an error, in a list) its row is read again from the file.
 """
 
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.figures.metrics import MISSING, WITHOUT
+from eval.figures.codes import MISSING, WITHOUT
+from migr.clips.manifest import read_clips
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl
+from migr.text.claims import absent_evidence
 from migr.text.format import MODALITIES, parse
 from migr.text.labels import LabelSet, bare_word
 
@@ -45,8 +47,10 @@ class Tally:
     answers: "array[int]" = field(default_factory=_codes)
     first: "array[int]" = field(default_factory=_codes)
     judgements: "array[int]" = field(default_factory=_codes)
+    hidden: "array[int]" = field(default_factory=_codes)  # judgements of right answers, emotion words hidden
     dominants: "array[int]" = field(default_factory=_codes)
     unread: Counter[str] = field(default_factory=Counter)  # answers that are no known label, in their own words
+    absent_evidence: int | None = None  # reasonings with evidence from a modality that the clip lacks; None: unknown
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -69,13 +73,35 @@ class Dominants:
     codes: "array[int]"
 
 
-def read_predictions(path: Path, labels: LabelSet) -> Tally:
+def read_lacking(clips: Path | None, importance: Path | None) -> dict[str, tuple[str, ...]] | None:
+    """The modalities of the clips that lack video or sound, by clip id; None where no file tells.
+
+    Args:
+        clips: The manifest, which knows best.
+        importance: importance.jsonl, whose weights name the modalities that are there.
+    """
+    if clips is not None:
+        present = ((clip.clip_id, clip.modalities) for clip in read_clips(clips, must_exist=False))
+    elif importance is not None:
+        weights = ((row["clip_id"], row.get("importance")) for row in iter_jsonl(importance, ("clip_id",)))
+        present = ((name, tuple(row)) for name, row in weights if isinstance(row, dict) and row)
+    else:
+        return None
+    return {name: modalities for name, modalities in present if not {"video", "audio"} <= set(modalities)}
+
+
+def read_predictions(path: Path, labels: LabelSet, lacking: Mapping[str, Collection[str]] | None = None) -> Tally:
     """Read predictions.jsonl; `answer` and `order` are derived from `response` where a row has none.
+
+    Args:
+        path: The file.
+        labels: The label set.
+        lacking: The modalities of the clips that lack video or sound (`read_lacking`).
 
     Raises:
         InputError: A key is missing, a clip comes twice, has no label or one outside the set; names file and clip.
     """
-    tally = Tally()
+    tally = Tally(absent_evidence=None if lacking is None else 0)
     index = {label: i for i, label in enumerate(labels.labels)}
     for where, row in _rows(path, PREDICTION_KEYS, tally.clips):
         tally.labels.append(_label(where, "label", row["label"], labels, index))
@@ -94,10 +120,15 @@ def read_predictions(path: Path, labels: LabelSet) -> Tally:
             raise InputError(f"{where}: order must be a list of {', '.join(MODALITIES)}, not {order!r}")
         tally.first.append(MODALITIES.index(order[0]) if order else MISSING)
         tally.judgements.append(MISSING if order or response is None or response.plain else WITHOUT)
+        if lacking is not None and (present := lacking.get(row["clip_id"])) is not None:
+            tally.absent_evidence = (tally.absent_evidence or 0) + bool(
+                absent_evidence(response or parse(row["response"]), present)
+            )
     if not len(tally):
         raise InputError(f"{path}: no predictions in it")
     _unique(path, tally.clips)
     tally.dominants.extend([MISSING] * len(tally))
+    tally.hidden.extend([MISSING] * len(tally))
     return tally
 
 
@@ -110,14 +141,14 @@ def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
         InputError: A clip that has no prediction or comes twice, an emotion outside the set, more than one judge.
     """
     index = {label: i for i, label in enumerate(labels.labels)}
-    clips, codes = _hashes(), _codes()
+    clips, codes, hidden = _hashes(), _codes(), _codes()
     judge = None
     for where, row in _rows(path, JUDGEMENT_KEYS, clips):
         judge = judge or row["judge"]
         if not isinstance(judge, str) or row["judge"] != judge:
             raise InputError(f"{where}: judge {row['judge']!r} beside {judge!r}: a file holds one judge's judgements")
-        found = row["emotion"] is not None
-        codes.append(_label(where, "emotion", row["emotion"], labels, index) if found else MISSING)
+        for key, emotions in (("emotion", codes), ("emotion_hidden", hidden)):
+            emotions.append(_label(where, key, row[key], labels, index) if row.get(key) is not None else MISSING)
     rows = tally.rows(clips)
     if (rows == MISSING).any():
         name = clip_at(path, int(np.argmax(rows == MISSING)))
@@ -125,6 +156,7 @@ def read_judgements(path: Path, labels: LabelSet, tally: Tally) -> str:
     _unique(path, clips)
     column = np.frombuffer(tally.judgements, np.int16)
     column[rows] = np.where(column[rows] == WITHOUT, WITHOUT, codes)
+    np.frombuffer(tally.hidden, np.int16)[rows] = hidden
     return judge or "no judgements"
 
 

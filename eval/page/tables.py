@@ -4,34 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.figures.rates import COUNTS, RATES
 from migr.page import clean
 
 Metrics = Mapping[str, Any]
 
 # Rate, its name on the page, what it says. The same rows in the page and in the terminal.
-ROWS = (
-    (
-        "inconsistent_among_correct",
-        "Inconsistent among correct",
-        "the headline: right answer, but other reasoning",
-    ),
-    ("inconsistent_among_all", "Inconsistent among all", "the same clips as a share of every clip"),
-    ("inconsistent_among_correct_worst", "Worst case", "the headline if every failed judgement were inconsistent"),
-    ("war", "WAR", "accuracy over all clips; an unparseable response is wrong"),
-    ("uar", "UAR", "mean of the per-class recalls"),
-    ("eea", "EEA", "the judge reads the label from the reasoning"),
-    ("fcr", "FCR", "answer, label and judge agree"),
-    ("epc", "EPC", "the judge reads the model's own answer"),
-    ("starts_with_dominant", "Starts with the dominant modality", "first segment of the reasoning"),
-)
-COUNTS = (
-    ("n", "Clips"),
-    ("n_unparseable", "Unparseable responses"),
-    ("n_judge_failed", "Failed judgements"),
-    ("n_without_reasoning", "Answers without reasoning"),
-    ("n_without_prediction", "Clips without a prediction"),  # of a truth table
-    ("n_quarantined", "Quarantined clips"),  # of runs that generated
-)
+ROWS = tuple((rate.name, rate.heading, rate.meaning) for rate in RATES)
 
 
 def print_table(runs: Mapping[str, Metrics]) -> None:

@@ -23,6 +23,7 @@ from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing, Journal, alone, busy, ids_in, merge, part, parts, shard_of
 from migr.files.records import Row, iter_jsonl, read_jsonl
 from migr.judge.base import Judge, judgement_row
+from migr.judge.hidden import HidingJudge
 from migr.machine import ahead
 from migr.settings import DecodingSettings, EngineSettings, MediaSettings
 from migr.text.format import parse
@@ -281,15 +282,34 @@ def own_devices(environ: MutableMapping[str, str], tensor_parallel: int) -> None
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[start : start + tensor_parallel])
 
 
-def judge_all(predictions: Path, judge: Judge, out: Path, total: int) -> None:
-    """Write the judgement of each prediction's reasoning that has none yet; the judge sees nothing else."""
+def judge_all(predictions: Path, judge: Judge, out: Path, total: int, labels: LabelSet | None = None) -> None:
+    """Write the judgement of each prediction's reasoning that has none yet; the judge sees nothing else.
+
+    Args:
+        predictions: predictions.jsonl.
+        judge: The judge.
+        out: judgements.jsonl.
+        total: How many predictions there are.
+        labels: With them, right answers are judged twice: `emotion_hidden` is what the judge reads where it does not
+            see the words that name an emotion. It is not asked again where there are none.
+    """
+    hiding = HidingJudge(judge, labels) if labels is not None and not isinstance(judge, HidingJudge) else None
     with alone(out.parent):
         with Growing(out) as file, tqdm(desc="judging", unit="clip", total=total) as bar:
             bar.update(len(done := ids_in([out])))
             rows = (row for row in iter_jsonl(predictions, PREDICTION_KEYS) if row["clip_id"] not in done)
             while batch := list(islice(rows, getattr(judge, "at_once", _JUDGED_AT_ONCE))):
-                judgements = judge.judge([parse(row["response"]).plain for row in batch])
-                for row, judgement in zip(batch, judgements, strict=True):
-                    file.append(judgement_row(row["clip_id"], judge, judgement))
+                responses = [parse(row["response"]) for row in batch]
+                texts = [response.plain for response in responses]
+                judgements = judge.judge(texts)
+                hidden = dict(enumerate(judgements))
+                if hiding is not None and labels is not None:
+                    again = [i for i, text in enumerate(texts) if hiding.hide(text) != text]
+                    again = [i for i in again if responses[i].label(labels) == labels.canonical(str(batch[i]["label"]))]
+                    hidden |= dict(zip(again, hiding.judge([texts[i] for i in again]), strict=True)) if again else {}
+                for i, (row, judgement) in enumerate(zip(batch, judgements, strict=True)):
+                    line = judgement_row(row["clip_id"], judge, judgement)
+                    right = labels and responses[i].label(labels) == labels.canonical(str(row["label"]))
+                    file.append(line | ({"emotion_hidden": hidden[i].emotion} if right else {}))
                     bar.update()
         merge(out, [row["clip_id"] for row in iter_jsonl(predictions, PREDICTION_KEYS)])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.figures.rates import RATES
 from eval.page.browser import Run
 from eval.page.tables import Table, percent, print_table
 from eval.report import write_page
@@ -14,7 +15,7 @@ from migr.planted.truth import segment_truth
 from migr.text.labels import label_set
 from migr.training.history import PANELS, plot, read_history
 
-KEYS = ("war", "uar", "inconsistent_among_correct", "inconsistent_among_all", "epc", "starts_with_dominant")
+COLUMNS = {rate.name: rate.column for rate in RATES if rate.column}  # of the results table
 
 
 def write(run: Path, variants: Sequence[str]) -> dict[str, Any]:
@@ -98,8 +99,8 @@ def write_results(runs: Mapping[int, Path], variants: Sequence[str], out: Path) 
         "Made by `make experiment`; every figure comes from the `results.json` of a seed's run. Rates in percent, with "
         "95 % bootstrap intervals over the test clips of that seed; the last rows are means over the seeds.",
         "",
-        "| seed | variant | WAR | UAR | inconsistent, correct | (of all) | EPC | dominant first | segment truth |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| seed | variant | {' | '.join(COLUMNS.values())} | segment truth |",
+        "|---" * (len(COLUMNS) + 3) + "|",
     ]
     for seed, result in results.items():
         for variant in variants:
@@ -107,7 +108,7 @@ def write_results(runs: Mapping[int, Path], variants: Sequence[str], out: Path) 
     for variant in variants:
         means = {
             key: float(np.mean([r["variants"][variant][key] for r in results.values()]))
-            for key in (*KEYS, "segment_truth")
+            for key in (*COLUMNS, "segment_truth")
         }
         lines.append(f"| mean | **{variant}** | {_cells(means)} |")
     lines += ["", *_ratios(results, variants), "", "## What the figures rest on", ""]
@@ -140,7 +141,7 @@ def _ratios(results: Mapping[int, Mapping[str, Any]], variants: Sequence[str]) -
 
 def _cells(figures: Mapping[str, Any]) -> str:
     cells = []
-    for key in (*KEYS, "segment_truth"):
+    for key in (*COLUMNS, "segment_truth"):
         cell = percent(figures[key])
         if interval := figures.get(f"{key}_ci95"):
             cell += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -4,7 +4,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from eval.figures.metrics import MISSING, measure
+from eval.figures.codes import MISSING
+from eval.figures.metrics import measure
 from eval.page import browser
 from eval.page.browser import CELLS, LONGEST_REASONING, Run, collect, judged_confusion, parts_of, transitions
 from migr.errors import InputError

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import binom
 
 from eval.compare import main
-from eval.figures.metrics import measure, outcome_of
+from eval.figures.codes import outcome_of
+from eval.figures.metrics import measure
 from eval.figures.paired import differences, mcnemar
 from migr.errors import InputError
 from migr.files.records import read_json, read_jsonl, write_json, write_jsonl
@@ -76,7 +77,7 @@ def test_a_run_differs_from_itself_by_nothing():
     labels, *side = sample(np.random.default_rng(1))
     outcome = outcome_of(labels, *side)
     start = np.zeros(len(labels), int)
-    found = differences(labels, (outcome, start), (outcome, start), 7, 200, 0)
+    found = differences(labels, (outcome, start, start), (outcome, start, start), 7, 200, 0)
     assert found["war"]["difference"] == 0 and found["uar"]["difference_ci95"] == [0, 0]
     assert found["starts_with_dominant"]["difference"] is None
     assert all(
@@ -92,7 +93,7 @@ def test_paired_intervals_are_narrower_than_unpaired_ones_and_cover_the_truth():
         labels = rng.integers(0, 7, 300)
         answers = np.where(rng.random(300) < 0.7, labels, (labels + 1) % 7)
         again = np.where(rng.random(300) < 0.9, answers, np.where(rng.random(300) < 0.9, labels, (labels + 1) % 7))
-        sides = [(outcome_of(labels, a, a), np.zeros(300, int)) for a in (answers, again)]
+        sides = [(outcome_of(labels, a, a), *np.zeros((2, 300), int)) for a in (answers, again)]
         low, high = differences(labels, *sides, 7, 400, seed)["war"]["difference_ci95"]
         covered += low <= 0.1 * (0.9 - 0.7) <= high
     assert 0.91 < covered / 300 < 0.985

@@ -522,3 +522,26 @@ def test_what_real_systems_write_is_counted_and_what_was_not_read_is_said(tmp_pa
     metrics = main(again)
     assert (metrics["n"], metrics["war"]) == (7, 5 / 7) and metrics["n_unparseable"] == 2
     assert "they count as wrong" in capsys.readouterr().out
+
+
+def test_the_headline_stands_both_ways_and_evidence_from_an_absent_modality_is_counted(tmp_path):
+    texts = [
+        "The voice is sad.",
+        "He weeps and his gaze is downcast.",
+        "A broad smile, but sad, sad, sadness.",
+    ]
+    rows = [
+        {"clip_id": f"c{i}", "label": "sad", "response": f"<think>{text}</think><answer>sad</answer>"}
+        for i, text in enumerate(texts)
+    ]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    importance = [{"clip_id": f"c{i}", "dominant": "video", "importance": {"video": 1.0}} for i in range(3)]
+    write_jsonl(tmp_path / "importance.jsonl", importance)
+    flags = ["--predictions", tmp_path / "predictions.jsonl", "--importance", tmp_path / "importance.jsonl"]
+    metrics = main([*map(str, flags), "--judge", "lexicon", "--judge_check", "none", "--out", str(tmp_path / "out")])
+    assert metrics["n_absent_evidence"] == 1
+    judged = read_jsonl(tmp_path / "out" / "judgements.jsonl")
+    assert [row["emotion"] for row in judged] == ["sad"] * 3
+    assert [row["emotion_hidden"] for row in judged] == [None, "sad", "happy"]
+    assert metrics["inconsistent_among_correct"] == 0.0
+    assert metrics["inconsistent_among_correct_hidden"] == 0.5 and metrics["inconsistent_among_correct_hidden_n"] == 2

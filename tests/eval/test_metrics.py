@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
-from eval.figures.metrics import CELLS, MISSING, RATES, measure
+from eval.figures.codes import CELLS, MISSING
+from eval.figures.metrics import measure
+from eval.figures.rates import NAMES
 from migr.statistics import proportion
 
 CLASSES = ["happy", "sad", "neutral", "angry"]
@@ -108,7 +110,7 @@ def test_cells_and_counts_add_up_to_n_and_nothing_is_folded_into_them(table):
 def test_every_interval_contains_its_estimate_and_no_denominator_means_no_rate(table):
     figures = measure(*table[:3], CLASSES, *table[3:], resamples=500)
     for part in (figures, *figures["per_class"].values(), *figures["per_dominant"].values()):
-        for name in RATES:
+        for name in NAMES:
             if part[f"{name}_n"] == 0:
                 assert part[name] is None and part[f"{name}_ci95"] is None
             else:
@@ -217,3 +219,11 @@ def test_a_proportion_has_an_interval_around_it_and_none_without_cases():
     fact = proportion(91, 100)
     assert fact["accuracy"] == 0.91 and fact["accuracy_ci95"][0] < 0.91 < fact["accuracy_ci95"][1] <= 1
     assert proportion(0, 0) == {"accuracy": None, "accuracy_ci95": None, "n": 0}
+
+
+def test_the_headline_with_hidden_words_counts_right_answers_that_were_judged_so():
+    labels, answers = [0, 0, 0, 0, 1], [0, 0, 0, 1, 1]
+    figures = measure(labels, answers, [0] * 5, CLASSES, resamples=50, hidden=[0, 2, MISSING, 1, 1])
+    assert figures["inconsistent_among_correct_hidden"] == pytest.approx(1 / 3)
+    assert figures["inconsistent_among_correct_hidden_n"] == 3
+    assert measure(labels, answers, [0] * 5, CLASSES, resamples=5)["inconsistent_among_correct_hidden"] is None

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from chromium import PROGRAM, Chromium
 
-from eval.figures.metrics import MISSING, measure
+from eval.figures.codes import MISSING
+from eval.figures.metrics import measure
 from eval.page.browser import CELLS, Run
 from eval.report import write_page
 from migr.files.records import read_jsonl

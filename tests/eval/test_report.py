@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from eval.figures.metrics import CELL_OF, RATES, measure
+from eval.figures.codes import CELL_OF
+from eval.figures.metrics import measure
+from eval.figures.rates import NAMES
 from eval.page.browser import CELLS, Run
 from eval.page.tables import ROWS, Table, percent, print_table
 from eval.report import main, write_page
@@ -42,7 +44,7 @@ def metrics(seed=0, n=400, judge=True):
     answers = np.where(rng.random(n) < 0.7, labels, rng.integers(-1, 7, n))
     judgements = np.where(rng.random(n) < 0.8, answers, rng.integers(-1, 7, n))
     first, dominants = rng.integers(0, 2, n), rng.integers(0, 2, n)
-    found = measure(labels, answers, judgements, CLASSES, first, dominants, resamples=50)
+    found = measure(labels, answers, judgements, CLASSES, first, dominants, resamples=50, hidden=judgements)
     found["judge"] = {"name": "lexicon", "accuracy": 0.912, "accuracy_ci95": [0.9, 0.93], "n": 700} if judge else None
     return found | {"settings": {"model": "runs/model", "split": "test"}}
 
@@ -74,7 +76,7 @@ def test_the_page_says_every_figure_with_its_interval_and_denominator(tmp_path):
         low, high = found[f"{key}_ci95"]
         figure = f"{100 * found[key]:.2f} % {100 * low:.1f} to {100 * high:.1f} n {found[f'{key}_n']}"
         assert label in text and figure in text
-    assert {key for key, _, _ in ROWS} == set(RATES)
+    assert {key for key, _, _ in ROWS} == set(NAMES)
     for count in (found["n"], found["n_unparseable"], found["n_judge_failed"], *found["cells"].values()):
         assert str(count) in page.text
     assert "91.20" in page.text and "n 700" in page.text and "runs/model" in page.text
@@ -126,7 +128,7 @@ def test_several_runs_stand_side_by_side_with_the_same_rows(tmp_path):
     page = shown(tmp_path / "page.html", *runs.items())
     assert sum(tag == "tr" for tag, _ in page.tags) > len(ROWS)
     for found in runs.values():
-        assert all(percent(found[key]) in "".join(page.words) for key in RATES)
+        assert all(percent(found[key]) in "".join(page.words) for key in NAMES)
     bars = [attrs["class"] for tag, attrs in page.tags if tag == "rect"]
     assert bars.count("run0") == bars.count("run1") == 2 * len(CLASSES) + 3 * 2
     with pytest.raises(InputError, match="the same name"):

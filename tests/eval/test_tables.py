@@ -1,6 +1,7 @@
 import numpy as np
 
-from eval.figures.metrics import RATES, measure
+from eval.figures.metrics import measure
+from eval.figures.rates import NAMES
 from eval.page.tables import ROWS, comparison, percent, print_table, reliability
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -37,7 +38,7 @@ def test_a_judge_that_was_not_measured_says_so():
 
 def test_the_differences_of_a_comparison_become_tables_of_the_page():
     differences = {
-        key: {"first": 0.2, "second": 0.15, "difference": -0.05, "difference_ci95": [-0.08, 0.0123]} for key in RATES
+        key: {"first": 0.2, "second": 0.15, "difference": -0.05, "difference_ci95": [-0.08, 0.0123]} for key in NAMES
     }
     differences["uar"] = {"first": None, "second": 0.1, "difference": None, "difference_ci95": None}
     tests = {
