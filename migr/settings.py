@@ -76,6 +76,13 @@ class CacheSettings:
     cache_dir: Path | None = setting(None, "folder of decoded clips, shared by all stages")
 
 
+@dataclass
+class OutputSettings:
+    """What happens to an output that is there"""
+
+    overwrite: bool = setting(False, "discard what another run has left in --out")
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What generates: vLLM or transformers.

@@ -25,11 +25,12 @@ from typing import Any
 
 from migr.cli import Parser, settings_of
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
+from migr.files.claim import claim, finish
+from migr.files.records import Row, digest, write_environment, write_json, write_jsonl
 from migr.machine import cores
 from migr.planted import clips as planted
 from migr.planted import wording
-from migr.settings import CacheSettings, LabelSettings, MediaSettings
+from migr.settings import CacheSettings, LabelSettings, MediaSettings, OutputSettings
 from migr.sources import dfew, mafw, table
 from migr.sources.checking import examine_listed, frames_root, kinds_of
 from migr.sources.listed import Listed
@@ -86,7 +87,8 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
     for split, count in list(SOURCES["planted"].flags.items())[1:]:
         add(f"--{split}", type=int, help=f"planted: number of {split} clips (default {count})")
-    parser.add_settings(LabelSettings, MediaSettings, CacheSettings)  # of media, examining needs reader and seconds
+    # of media, examining needs the reader and the seconds; all are taken, so that one YAML does for all stages
+    parser.add_settings(LabelSettings, MediaSettings, CacheSettings, OutputSettings)
     args = parser.parse_args()
     settings_of(MediaSettings, args)
     own = SOURCES[args.source].flags
@@ -113,14 +115,14 @@ def prepare(args: argparse.Namespace) -> None:
     tables = [str(file.resolve()) for file in args.table or []]
     about = {"source": args.source, "fold": args.fold, "table": tables}
     record, manifest = args.out / "data.json", args.out / "clips.jsonl"
-    if record.exists() and any((old := read_json(record)).get(key) != about[key] for key in about):
-        raise InputError(f"{args.out} holds clips of {old.get('source')}, fold {old.get('fold')}: give another --out")
+    settings = {"max_seconds": args.max_seconds, "backend": args.backend, "rate": args.frame_rate}
+    config = {**about, **settings, "require": args.require, "labels": args.labels, "split": args.split}
+    claim(args.out, config, [manifest, args.out / "excluded.jsonl"], args.overwrite)
 
     # Data
     reader = SOURCES[args.source].read
     assert reader is not None, "planted clips are made, not read"
     source = reader(args)
-    settings = {"max_seconds": args.max_seconds, "backend": args.backend, "rate": args.frame_rate}
     cache = args.cache_dir or args.out
 
     # Run
@@ -203,8 +205,8 @@ def plant(args: argparse.Namespace) -> None:
         )
     config = {"source": args.source, "seed": args.seed, **sizes, "process": planted.VERSION, "texts": TEXTS}
     done = args.out / "data.json"
-    if done.exists() and read_json(done).get("digest") == digest(config):
-        print(f"data: {args.out} holds these clips already")
+    if claim(args.out, config, [args.out / "clips.jsonl", done], args.overwrite):
+        print(f"data: {args.out} is finished already")
         return
     args.out.mkdir(parents=True, exist_ok=True)
     rows = list(planted.make(args.out, args.seed, sizes))
@@ -219,6 +221,7 @@ def plant(args: argparse.Namespace) -> None:
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))
     write_environment(args.out)
     write_json(done, {**config, "digest": digest(config), "label_set": label_set("dfew").as_record()})
+    finish(args.out)
     parts = ", ".join(f"{n} {split}" for split, n in sizes.items())
     print(f"data: {len(rows)} clips ({parts}) -> {args.out}/clips.jsonl")
 

@@ -29,11 +29,19 @@ from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
+from migr.files.claim import claim
 from migr.files.fingerprint import model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, digest, read_jsonl
 from migr.omni.prompt import DESCRIBE, render_prompt
-from migr.settings import CacheSettings, DecodingSettings, EngineSettings, LabelSettings, MediaSettings
+from migr.settings import (
+    CacheSettings,
+    DecodingSettings,
+    EngineSettings,
+    LabelSettings,
+    MediaSettings,
+    OutputSettings,
+)
 from migr.text.format import block, parse
 from migr.text.labels import LabelSet
 
@@ -52,7 +60,7 @@ def arguments() -> argparse.Namespace:
     for modality, ask in DESCRIBE.items():
         add(f"--ask_{modality}", default=ask, help=f"the question about {modality} (default: {ask})")
     add("--limit", type=int, help="describe only the first so many clips")
-    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, DecodingSettings, CacheSettings)
+    parser.add_settings(LabelSettings, MediaSettings, EngineSettings, DecodingSettings, CacheSettings, OutputSettings)
     args = parser.parse_args()
     record = read_record(args.model)
     if record is not None:
@@ -108,6 +116,8 @@ def main() -> None:
     clips = read_clips(args.clips, labels, split=None if args.split == "all" else args.split)[: args.limit]
     questions = {clip.clip_id: [m for m in args.modalities if m in clip.modalities] for clip in clips}
 
+    config = {"model": model_digest(args.model), "ask": ask, "media": asdict(settings), **asdict(decoding)}
+    claim(args.out, config | {"engine": engine.engine, "dtype": engine.dtype}, [args.out], args.overwrite)
     with Growing(args.out) as out:
         rows = {row["clip_id"]: row for row in read_jsonl(args.out, ["clip_id", "by"], unique="clip_id")}
         if other := {row["by"] for row in rows.values()} - {by}:

@@ -11,7 +11,22 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import exit_on_input_error
-from migr.omni.export import export
+from migr.files.claim import FINISHED, is_finished, record_of
+from migr.files.fingerprint import file_digest, model_digest
+from migr.files.records import digest
+from migr.omni.export import adapter_base, export
+from migr.settings import OutputSettings
+
+
+def contents(path: Path) -> str:
+    """Digest of an adapter or a model.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if (path / "adapter_config.json").is_file():
+        return digest(model_digest(Path(adapter_base(path))), file_digest(path / "adapter_model.safetensors"))
+    return model_digest(path)
 
 
 def main() -> None:
@@ -20,8 +35,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="adapter folder or model folder")
     parser.add_argument("--adapter", type=Path, help="adapter to merge into --model, if that is a whole model")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the checkpoint")
+    parser.add_settings(OutputSettings)
     args = parser.parse_args()
-    out = export(args.model, args.out, adapter=args.adapter)
+    config = {name: contents(path) for name, path in (("model", args.model), ("adapter", args.adapter)) if path}
+    file = args.out / "config.json"
+    if file.exists() and not args.overwrite and is_finished(args.out, config, [file]):
+        print(f"export: {args.out} is finished already")
+        return
+    beside = {record_of(args.out).name: {**config, FINISHED: True}}
+    out = export(args.model, args.out, adapter=args.adapter, beside=beside)
     size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
     print(f"export: {args.model} merged, {size:.1f} MiB -> {out}")
 

@@ -70,10 +70,10 @@ def main() -> None:
         engine=EngineSettings(engine="transformers"),
     )
     rewards = make_rewards(args.rewards, labels, judge, read_parameters(args.reward_parameters))
-    inputs_of_run = [args.clips, *([args.importance] if args.importance else [])]
     if args.adapter:
-        inputs_of_run.append(f"{check_adapter(args.adapter)}/adapter_model.safetensors")
-    resume = begin(config.output_dir, args, config, inputs=tuple(inputs_of_run), overwrite=args.overwrite)
+        check_adapter(args.adapter)
+    about = {"label_set": labels.as_record(), "judge": judge.name}  # the judge by its content, not by its folder
+    resume = begin(config.output_dir, args, about, config, overwrite=args.overwrite)
     if resume == "done":
         print(f"grpo: {config.output_dir} is finished already")
         return

@@ -29,7 +29,8 @@ from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import Row, digest, read_json, write_environment, write_json, write_jsonl
+from migr.files.claim import claim, finish, hold
+from migr.files.records import Row, digest, write_environment, write_json, write_jsonl
 from migr.importance import fit, trust
 from migr.importance.features import MODALITIES, features_key, presence, tower_features
 from migr.importance.measure import check_row, measure, planted_truth, row_of, sentiment_of, trust_of
@@ -40,7 +41,7 @@ from migr.importance.store import NETWORKS, fingerprint, save
 from migr.importance.table import check_labels, check_present, known
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
-from migr.settings import CacheSettings, LabelSettings, MediaSettings
+from migr.settings import CacheSettings, LabelSettings, MediaSettings, OutputSettings
 
 VERSION = 3  # of scores and files; results of another version are made anew
 
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
     add("--adversarial_weight", type=float, default=0.0, help="weight of virtual adversarial training (default 0: off)")
     add("--adversarial_radius", type=float, default=fitting.adversarial_radius, help="its radius, in deviations")
     add("--batch_size", type=int, default=16, help="clips that go through the towers at a time")
-    parser.add_settings(LabelSettings, MediaSettings, CacheSettings)
+    parser.add_settings(LabelSettings, MediaSettings, CacheSettings, OutputSettings)
     args = parser.parse_args()
     record = read_record(args.model)
     if record is not None:
@@ -127,11 +128,13 @@ def main() -> None:
     about = {"fusion": args.fusion, "task": args.task, "folds": args.folds, **asdict(config), "labels": list(labels)}
     about |= {"modalities": list(modalities), "min_margin": args.min_margin, "version": VERSION}
     rows = [[clip.clip_id, label[i].item(), clip.split, planted_truth(clip)] for i, clip in enumerate(clips)]
-    key = digest(about, args.mllm_check, str(rows), features_key(clips, inputs, args.model, modalities))
+    run = {**about, "mllm_check": args.mllm_check, "clips": digest(str(rows)), "media": asdict(settings)}
+    run["features"] = features_key(clips, inputs, args.model, modalities)
     done = args.out / "summary.json"
-    if done.exists() and read_json(done).get("digest") == key and (args.out / "importance.jsonl").exists():
-        print(f"importance: {args.out} holds this result already")
+    if claim(args.out, run, [args.out / "importance.jsonl", done], args.overwrite):
+        print(f"importance: {args.out} is finished already")
         return
+    hold(args.out)
     features = tower_features(clips, inputs, args.model, cache, args.batch_size, modalities)
 
     # Run
@@ -145,7 +148,8 @@ def main() -> None:
     mllm = ask(args, inputs, sample, modalities, labels)
 
     # Save
-    summary: Row = {"digest": key, "config": {**about, **asdict(settings)}, "alpha": getattr(result.net, "alpha", None)}
+    summary: Row = {"digest": digest(run), "config": {**about, **asdict(settings)}}
+    summary["alpha"] = getattr(result.net, "alpha", None)
     summary |= {"net": fingerprint(result.net), "splits": {}}
     for split, index in places.items():
         summary["splits"][split] = measure(
@@ -170,6 +174,7 @@ def main() -> None:
     write_page(args.out / "page.html", trusted, [lines[i] for i in last.tolist()], images, intro)
     write_environment(args.out)
     write_json(done, summary)
+    finish(args.out)
     show(summary)
     print(f"importance: {len(clips)} clips -> {args.out}/importance.jsonl, {args.out}/page.html")
 

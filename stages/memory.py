@@ -125,7 +125,9 @@ def main() -> None:
     args = arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     configs = (
-        [args.config] if args.config else sorted(p for name in MACHINES for p in (ROOT / "configs" / name).glob("*"))
+        [args.config]
+        if args.config
+        else sorted(p for name in MACHINES for p in (ROOT / "configs" / name).glob("[egs]*.yaml"))
     )
     table = Table(title="GPU memory, GiB (estimated)", title_justify="left")
     numbers = ("tokens", "peak", "GPU", "hours", "GB on disk")

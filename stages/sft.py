@@ -51,8 +51,7 @@ def main() -> None:
     check_zero3(config, args.lora_r)
     args.inherit_media(read_record(args.model))
     labels = find_labels(args.labels, args.clips, model=read_record(args.model))
-    inputs_of_run = (args.clips, args.targets)
-    resume = begin(config.output_dir, args, config, inputs=inputs_of_run, overwrite=args.overwrite)
+    resume = begin(config.output_dir, args, {"label_set": labels.as_record()}, config, overwrite=args.overwrite)
     if resume == "done":
         print(f"sft: {config.output_dir} is finished already")
         return

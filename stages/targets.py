@@ -27,13 +27,15 @@ from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels
 from migr.errors import InputError, exit_on_input_error
-from migr.files.fingerprint import model_digest
+from migr.files.claim import claim, finish
+from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
 from migr.omni.prompt import question_about
-from migr.settings import EngineSettings, LabelSettings
+from migr.settings import EngineSettings, LabelSettings, OutputSettings
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 from migr.text.format import MODALITIES, parse, render
+from migr.text.labels import LabelSet
 from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
 from reward.faults import FAULTS, faults_of
@@ -76,8 +78,18 @@ def arguments() -> argparse.Namespace:
         "another label (each an error otherwise), or with a description that names another emotion (kept otherwise)",
     )
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
-    parser.add_settings(LabelSettings, EngineSettings)
+    parser.add_settings(LabelSettings, EngineSettings, OutputSettings)
     return parser.parse_args()
+
+
+def run_config(args: argparse.Namespace, labels: LabelSet) -> Row:
+    """What the targets depend on."""
+    config: Row = {name: getattr(args, name) for name in ("order", "split", "reasoning_format", "assigner")}
+    config |= {"leave_out": sorted(args.leave_out), "label_set": labels.as_record()}
+    config |= {"clips": file_digest(args.clips), "reasoning": [file_digest(path) for path in args.reasoning]}
+    config["importance"] = file_digest(args.importance) if args.importance else None
+    config["assigner_model"] = model_digest(args.assigner_model) if args.assigner_model else None
+    return config
 
 
 def order_of(clip: Clip, segments: dict[str, str], order: str, importance: dict[str, float] | None) -> list[str]:
@@ -139,6 +151,9 @@ def main() -> None:
     # Run
     refuse(args, source, left, "missing", "no reasoning for", len(clips))
     refuse(args, source, left, "answer", "the reasoning answers another emotion than the label of", len(clips))
+    if claim(args.out, run_config(args, labels), [args.out], args.overwrite):
+        print(f"targets: {args.out} is finished already")
+        return
     out = {name for reason in args.leave_out for name in left[reason]}
     texts = {
         c.clip_id: reasoning[c.clip_id]["text"]
@@ -180,6 +195,7 @@ def main() -> None:
 
     # Save
     write_jsonl(args.out, targets)
+    finish(args.out)
     first = Counter(row["order"][0] for row in targets)
     counts = ", ".join(f"{first[m]} start with {m}" for m in MODALITIES if first[m])
     told_out = [f"{len(left[reason])} {reason.replace('_', ' ')}" for reason in args.leave_out if left[reason]]

@@ -7,7 +7,7 @@ were written; it stands in a record beside the output.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from migr.errors import InputError
 from migr.files.growing import lock, parts
@@ -16,7 +16,8 @@ from migr.files.records import read_json, write_json
 BESIDE = ("timings.jsonl", "quarantined.jsonl", "inflight.jsonl", "crash.txt")  # beside predictions.jsonl
 FINISHED = "finished"  # key of the record: all output is written
 _LONGEST = 60  # characters of a value in an error's line
-_held: list[IO[bytes]] = []  # locks last as long as the process
+LOCK = ".running"
+_held: dict[Path, IO[bytes]] = {}  # locks last as long as the process
 
 
 def record_of(out: Path) -> Path:
@@ -46,15 +47,25 @@ def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite
     if overwrite:
         for file in (*there, *(file for path in beside for file in parts(path))):
             file.unlink(missing_ok=True)
-    elif record.exists() and there:
-        old = read_json(record)
-        refuse_other(out, old, config)
-        if old.get(FINISHED) and all(path.exists() for path in files):
-            return True
-    elif there:
-        raise InputError(f"{there[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
+    elif there and is_finished(out, config, files):
+        return True
     write_json(record, config)
     return False
+
+
+def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Whether the files that are there are of this very run, and all of it.
+
+    Raises:
+        InputError: They are of another run, or of an unknown one.
+    """
+    record = record_of(out)
+    if not record.exists():
+        raise InputError(f"{files[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
+    old = read_json(record)
+    if changed := differences(old, json.loads(json.dumps(config))):
+        refuse_other(out, changed)
+    return bool(old.get(FINISHED)) and all(path.exists() for path in files)
 
 
 def finish(out: Path) -> None:
@@ -63,17 +74,16 @@ def finish(out: Path) -> None:
     write_json(record, {**read_json(record), FINISHED: True})
 
 
-def refuse_other(out: str | Path, old: Mapping[str, Any], new: Mapping[str, Any], flag: str = "--out") -> None:
-    """Raise an error that names what is not the same in two configurations, with both values.
+def refuse_other(out: str | Path, changed: Sequence[str], flag: str = "--out") -> NoReturn:
+    """Say what is not the same in two configurations, with both values.
 
     Raises:
-        InputError: Something is not the same.
+        InputError: Always.
     """
-    if changed := differences(old, new):
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise InputError(
-            f"{out} holds a run with another {', '.join(changed[:4])}{more}: give another {flag}, or --overwrite it"
-        )
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    raise InputError(
+        f"{out} holds a run with another {', '.join(changed[:4])}{more}: give another {flag}, or --overwrite it"
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -97,11 +107,13 @@ def hold(folder: Path) -> None:
         InputError: Another one is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".running").open("ab")
+    if folder.resolve() in _held:
+        return
+    file = (folder / LOCK).open("ab")
     if not lock(file.fileno(), wait=False):
         file.close()
         raise InputError(f"{folder}: another process is at work in it; wait for it, or give another folder")
-    _held.append(file)
+    _held[folder.resolve()] = file
 
 
 def _short(value: Any) -> str:

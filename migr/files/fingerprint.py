@@ -2,13 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from migr.errors import InputError
 from migr.files.records import digest
 
+PAGE, PAGES = 4096, 256  # a digest reads so many bytes at so many places of a file: 1 MiB of each
+
 
 def model_digest(model: Path) -> str:
-    """Hash of a model folder: its configurations' content, its weight files' names, sizes and times.
+    """Hash of what a model folder contains, the same for every copy: configurations whole, weights as `sampled`.
 
     Raises:
         InputError: The folder has no config.json.
@@ -16,8 +19,23 @@ def model_digest(model: Path) -> str:
     if not (model / "config.json").is_file():
         raise InputError(f"--model {model}: no model folder (config.json is missing); stages/export.py writes one")
     configs = [path.read_bytes() for path in sorted(model.glob("*config.json"))]
-    weights = [(path.name, path.stat()) for path in sorted(model.glob("*.safetensors"))]
-    return digest(*configs, [(name, facts.st_size, facts.st_mtime_ns) for name, facts in weights])
+    weights = [part for path in sorted(model.glob("*.safetensors")) for part in sampled(path)]
+    return digest(*configs, *weights)
+
+
+def sampled(path: Path) -> list[Any]:
+    """A safetensors file's size, the names and shapes in it, and pages spread over it.
+
+    Not all of it: tens of gigabytes would take minutes, and a model that was trained further differs in nearly every
+    page.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        parts: list[Any] = [size, file.read(min(size, int.from_bytes(file.read(8), "little")))]
+        for start in range(0, size, max(PAGE, size // PAGES)):
+            file.seek(start)
+            parts.append(file.read(PAGE))
+    return parts
 
 
 def file_digest(path: Path) -> str:

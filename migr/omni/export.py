@@ -24,13 +24,16 @@ from migr.omni.load import check_adapter, check_model, load_processor, load_thin
 SHARD = "5GB"
 
 
-def export(model: str | Path, out: str | Path, adapter: str | Path | None = None) -> Path:
+def export(
+    model: str | Path, out: str | Path, adapter: str | Path | None = None, beside: Mapping[str, Any] | None = None
+) -> Path:
     """Merge an adapter into its base model, where there is one, and write the whole as one checkpoint.
 
     Args:
         model: A base model, or an adapter folder (its `base_model_name_or_path` is then the base).
         out: New folder, or one that holds an earlier checkpoint (replaced). It appears when it is complete.
         adapter: An adapter folder, when `model` is the base.
+        beside: File name -> JSON value, to be written beside the weights.
 
     Returns:
         The folder.
@@ -49,7 +52,8 @@ def export(model: str | Path, out: str | Path, adapter: str | Path | None = None
     thinker = load_thinker(model, adapter=adapter)
     if adapter is not None:
         thinker = thinker.merge_and_unload(safe_merge=True)
-    beside = {NAME: record.as_json()} if record is not None else {}
+    if record is not None:
+        beside = {NAME: record.as_json(), **(beside or {})}
     return write_checkpoint(thinker, load_processor(model), out, beside)
 
 

@@ -11,6 +11,7 @@ import migr.omni  # noqa: F401  (mends the imports of trl and transformers, so i
 from migr.cli import hint, read_config
 from migr.clips.record import ModelRecord
 from migr.errors import InputError
+from migr.files.fingerprint import file_digest, model_digest
 from migr.settings import CacheSettings, LabelSettings, MediaSettings
 
 
@@ -59,6 +60,19 @@ class OmniArguments(LabelSettings, CacheSettings):
         values = {key: value for key, value in vars(self).items() if key not in hidden}
         values |= asdict(self.media_settings)
         return values | {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+    def run_config(self) -> dict[str, Any]:
+        """What defines the run: values, and the contents of what is read, not the paths."""
+        read = ("model", "adapter", "clips", "targets", "importance")
+        hidden = (*read, "labels", "cache_dir", "judge_cache", "overwrite", "media_settings", "explicit")
+        values = {key: value for key, value in vars(self).items() if key not in hidden}
+        for name in read:
+            path = Path(getattr(self, name, None) or "")
+            if name == "model":
+                values[name] = model_digest(path) if (path / "config.json").is_file() else str(path)
+            elif getattr(self, name, None):
+                values[name] = file_digest(path / "adapter_model.safetensors" if name == "adapter" else path)
+        return {**values, "media": asdict(self.media_settings)}
 
     def inherit_media(self, record: ModelRecord | None) -> None:
         """Read clips as the model, or the adapter, was trained to; say where that was asked for otherwise."""

@@ -1,5 +1,6 @@
 """A run's folder: begin or resume it, and know which checkpoints are whole."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,16 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from migr.errors import InputError
-from migr.files.records import digest, read_json, write_environment, write_json
+from migr.files.claim import LOCK, differences, hold, refuse_other
+from migr.files.fingerprint import file_digest
+from migr.files.records import read_json, write_environment, write_json
 
 MARKER = "complete"  # written last, after a barrier: a checkpoint without it may be half-written
 # What may change between the two parts of an interrupted run without changing what is learned.
 _FREE = (
     "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps",
     "save_strategy", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_completions",
-    "resume_from_checkpoint", "overwrite", "dataloader_num_workers", "cache_dir", "local_rank", "hub_token",
+    "overwrite", "dataloader_num_workers", "cache_dir", "judge_cache", "local_rank", "hub_token",
     "ddp_timeout", "push_to_hub_token", "num_completions_to_print", "trackio_space_id", "project",
     "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
 )  # fmt: skip
@@ -39,11 +41,11 @@ def last_complete(output_dir: str | Path) -> Path | None:
 
 
 def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), overwrite: bool = False) -> str | None:
-    """Open the run's folder and say where to go on.
+    """Open the run's folder for this process and say where to go on.
 
     Args:
         output_dir: The run's folder.
-        configs: Dataclasses or dicts that define the run.
+        configs: What defines the run: dicts, TRL's configuration, or dataclasses (whose `run_config` says it).
         inputs: Files whose content defines the run too.
         overwrite: Discard what another configuration left there.
 
@@ -51,34 +53,55 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
         None for a fresh start, "done" if this very run is finished, or the checkpoint to resume from.
 
     Raises:
-        InputError: The folder holds a run of another configuration.
+        InputError: The folder holds a run of another configuration (names what differs), or another process is at it.
     """
-    folder = Path(output_dir)
-    config = {}
+    folder, state = Path(output_dir), PartialState()
+    own: dict[str, Any] = {"processes": state.num_processes, "distributed": state.distributed_type.value}
+    trainer: dict[str, Any] = {}
     for part in configs:
-        values = part.to_dict() if hasattr(part, "to_dict") else dict(part if isinstance(part, dict) else vars(part))
-        config.update({key: value for key, value in values.items() if key not in _FREE})
-    config["inputs"] = {name: digest(Path(name).read_bytes()) for name in inputs}
-    key = digest({name: str(value) for name, value in config.items()})
-    state = PartialState()
+        if isinstance(part, TrainingArguments):
+            trainer |= part.to_dict()
+        else:
+            own |= part.run_config() if hasattr(part, "run_config") else dict(part)
+    own |= {f"content of {Path(name).name}": file_digest(Path(name)) for name in inputs}
+    own, trainer = ({key: _plain(value) for key, value in part.items() if key not in _FREE} for part in (own, trainer))
     recorded = folder / "run.json"
-    other = recorded.exists() and read_json(recorded)["digest"] != key
+    old = read_json(recorded) if recorded.exists() else None
+    if state.is_main_process:
+        hold(folder)
+    changed = [] if old is None else differences(old["run"], own)
+    if old is not None:  # fields that another version of the library has, or lacks, say nothing
+        before = {key: value for key, value in old["trainer"].items() if key in trainer}
+        changed += differences(before, {key: trainer[key] for key in before})
     # a run that never reached a checkpoint (its input was at fault, say) has nothing to lose
-    if other and not overwrite and ((folder / "done.json").exists() or last_complete(folder)):
-        raise InputError(
-            f"{folder} holds a run of another configuration: give another --output_dir, or --overwrite true"
-        )
+    if changed and not overwrite and ((folder / "done.json").exists() or last_complete(folder)):
+        refuse_other(folder, changed, "--output_dir")
     state.wait_for_everyone()
-    if state.is_main_process and other and overwrite:
-        shutil.rmtree(folder)
-    if state.is_main_process and (other or not recorded.exists()):
+    if state.is_main_process and changed and overwrite:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    if state.is_main_process and (changed or old is None):
         write_environment(folder)
-        write_json(recorded, {"digest": key, "config": {name: str(value) for name, value in config.items()}})
+        write_json(recorded, {"run": own, "trainer": trainer})
     state.wait_for_everyone()
     if (folder / "done.json").exists():
         return "done"
     checkpoint = last_complete(folder)
-    return None if checkpoint is None else str(checkpoint)
+    if checkpoint is None:
+        return None
+    if state.is_main_process:
+        print(f"going on from step {checkpoint.name.rpartition('-')[2]} of {folder}", flush=True)
+    return str(checkpoint)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON will read it back; a file by its content, so that its path does not matter."""
+    if isinstance(value, str) and value.endswith((".json", ".yaml")) and Path(value).is_file():
+        return file_digest(Path(value))
+    return json.loads(json.dumps(value, default=str))
 
 
 def finish(output_dir: str | Path, summary: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
 
     data, base, judge, manifest = run / "clips", run / "base", run / "judge", run / "clips" / "clips.jsonl"
     model, importance = run / "describe" / "model", run / "importance" / "importance.jsonl"
-    media = {"cache_dir": run / "cache", **_media()}
+    media = {"cache_dir": run / "cache"}  # how clips are read, the model's folder says
     orders = list(dict.fromkeys(VARIANTS[variant][0] for variant in variants))
 
     sizes = SMALL["data"] if small else []
@@ -116,14 +116,6 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         out = run / "eval" / variant
         add(f"evaluation/{variant}", out / "metrics.json", "eval/consistency.py", **files, **judges, out=out, **media)
     return made
-
-
-def _media() -> dict[str, object]:
-    """How the demo reads media, as flags; the same values stand in the training YAMLs."""
-    import yaml
-
-    config = yaml.safe_load((CONFIGS / "sft.yaml").read_text(encoding="utf-8"))
-    return {key: config[key] for key in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")}
 
 
 def make(
@@ -176,8 +168,8 @@ def arguments_of(stage: str, run: Path | None = None, seed: int = SEEDS[0], smal
     with redirect_stdout(sys.stderr):
         run = make(NEEDS[stage], run, seed, ["migr"], small)
     if stage == "explain":
-        model = ["--model", run / "export" / "migr", "--importance", run / "importance", "--max_new_tokens", "96"]
-        return [*map(str, model), *(str(word) for key, value in _media().items() for word in (f"--{key}", value))]
+        folders = ["--model", run / "export" / "migr", "--importance", run / "importance"]
+        return [*map(str, folders), "--max_new_tokens", "96"]
     return next(step.command[2:] for step in steps(run, seed, ["migr"], small) if step.stage == stage)
 
 

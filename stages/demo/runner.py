@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from migr.cli import read_config
 from migr.errors import InputError
 from migr.files.records import digest
 from migr.machine import cores
@@ -25,12 +26,12 @@ class Step:
 
 
 def step_digest(step: Step, places: Mapping[str, Path]) -> str:
-    """A hash of a step's command and of the YAML that it names, wherever the folders in `places` lie."""
+    """A hash of a step's command and of what stands in the YAML that it names, wherever the folders in `places` lie."""
     words = step.command[1:]
     for name, folder in places.items():
         words = [part.replace(str(folder), name) for part in words]
     configs = [Path(value) for flag, value in zip(step.command, step.command[1:], strict=False) if flag == "--config"]
-    return digest(words, *(config.read_bytes() for config in configs))
+    return digest(words, *map(read_config, configs))
 
 
 def check_settings(plan: Sequence[Step], now: Mapping[str, str], before: Mapping[str, str]) -> None:

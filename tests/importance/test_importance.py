@@ -393,7 +393,7 @@ def test_a_second_run_of_the_same_configuration_does_nothing(written, model, man
     out, _ = written
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     here(monkeypatch, "--clips", manifest, "--model", model, "--out", out, *FLAGS)
-    assert "holds this result already" in capsys.readouterr().out
+    assert "is finished already" in capsys.readouterr().out
     assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
 
 

@@ -461,7 +461,7 @@ def test_flags_that_are_wrong_or_belong_to_another_source_are_refused(stage, tmp
 
 
 def test_a_folder_keeps_to_one_source_and_fold(planted_run, dfew_root, stage, tmp_path):
-    with pytest.raises(InputError, match="holds clips of planted, fold None: give another --out"):
+    with pytest.raises(InputError, match=r"with another source \(planted, now \w+\), .*: give another --out"):
         stage("data", source="dfew", root=dfew_root, out=planted_run.clips.parent)
     assert read_clips(planted_run.clips)
 

@@ -13,14 +13,12 @@ import migr.omni  # noqa: F401  (mends the imports of trl, so it comes first)
 # isort: split
 import media_files
 import pytest
-import yaml
 from trl import GRPOConfig, SFTConfig
 
+from migr.cli import read_config
 from migr.errors import exit_on_input_error
 from migr.files.records import read_json, read_jsonl, write_jsonl
-from migr.training.arguments import parse
-from stages.grpo import GRPOArguments
-from stages.sft import SFTArguments
+from migr.training.arguments import GRPOArguments, SFTArguments, parse
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -84,11 +82,12 @@ def test_help_works_from_any_folder_and_says_what_the_script_is_for(script, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "demo").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "demo").glob("[dgps]*.yaml")), ids=lambda path: path.stem)
 def test_every_demo_config_is_read_by_its_stage(path):
     types = [GRPOArguments, GRPOConfig] if path.stem.startswith("grpo") else [SFTArguments, SFTConfig]
-    read = [vars(part) for part in parse(types, ["--config", str(path), "--max_steps", "3"])]
-    for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+    own, config = parse(types, ["--config", str(path), "--max_steps", "3"])
+    read = [vars(part) for part in (own, own.media_settings, config)]
+    for key, value in read_config(path).items():
         (found,) = [part[key] for part in read if key in part]
         expected = 3 if key == "max_steps" else [] if value == "none" else value
         expected = float(expected) if isinstance(found, float) else expected  # YAML reads 1e-3 as text

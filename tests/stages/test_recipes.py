@@ -19,10 +19,11 @@ import yaml
 from conftest import ROOT
 from openpyxl import Workbook
 
+from migr.cli import read_config
 from migr.clips.manifest import read_clips
-from migr.clips.media import MediaSettings
 from migr.files.records import read_json, read_jsonl
 from migr.memory.published import PUBLISHED
+from migr.settings import MediaSettings
 
 FOLDERS = ("3b_24gb", "7b_80gb", "7b_8x80gb", "30b_2nodes")
 TO_MAFW = {"happy": "happiness", "sad": "sadness", "angry": "anger"}
@@ -71,43 +72,45 @@ def script_of(words):
 @pytest.mark.parametrize("kind", ["sft", "grpo", "eval"])
 def test_every_configuration_loads_into_its_dataclasses_and_says_where_values_come_from(folder, kind):
     file = ROOT / "configs" / folder / f"{kind}.yaml"
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    values = read_config(file)
     if kind == "eval":
         from eval.run import options
 
         flags = ["--config", str(file), "--clips", "c", "--model", "m", "--out", "o"]
-        parsed = [options.arguments(flags, None)]
+        parsed = [options.arguments(flags, None)[0]]
     else:
         from trl import GRPOConfig, SFTConfig
 
-        from migr.training.arguments import parse
-        from stages.grpo import GRPOArguments
-        from stages.sft import SFTArguments
+        from migr.training.arguments import GRPOArguments, SFTArguments, parse
+        from migr.training.checks import force
 
         types = [SFTArguments, SFTConfig] if kind == "sft" else [GRPOArguments, GRPOConfig]
-        parsed = parse(types, ["--config", str(file), "--use_cpu", "true", "--output_dir", "o"])
-        assert values["model"] in PUBLISHED and isinstance(parsed[0].media_settings, MediaSettings)
+        own, config = parse(types, ["--config", str(file), "--use_cpu", "true", "--output_dir", "o"])
+        force(kind, config, own.explicit)  # a recipe asks for nothing that cannot be honoured
+        assert values["model"] in PUBLISHED
         if kind == "grpo":
-            assert len(parsed[1].reward_weights) == len(parsed[0].rewards)
-            assert parsed[1].steps_per_generation == parsed[1].gradient_accumulation_steps
+            assert len(config.reward_weights) == len(own.rewards)
+        parsed = [own, own.media_settings, config]
     for key, value in values.items():
         (found,) = [getattr(part, key) for part in parsed if hasattr(part, key)]
         assert found == value or str(found) == str(value) or (key, found) == ("report_to", []), key
-    known = {"labels", "seed", "rewards", "model", "report_to", "save_total_limit", "gradient_accumulation_steps"}
+    known = {"seed", "rewards", "model", "report_to", "save_total_limit", "gradient_accumulation_steps"}
     known |= {"tensor_parallel", "dataloader_num_workers"}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines = [*file.read_text(encoding="utf-8").splitlines(), *file.with_name("clips.yaml").read_text().splitlines()]
+    for line in lines:
         assert len(line) <= 120
         if (key := line.partition(":")[0]) in values and key not in known:
             assert "  #" in line or " # " in line, f"{line}: no origin"
 
 
-def test_training_and_evaluation_of_a_recipe_sample_frames_alike():
-    keys = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "audio_in_video", "labels")
-    for folder in FOLDERS:
-        loaded = [
-            yaml.safe_load((ROOT / "configs" / folder / f"{k}.yaml").read_text()) for k in ("sft", "grpo", "eval")
-        ]
-        assert len({tuple(values[key] for key in keys) for values in loaded}) == 1, folder
+@pytest.mark.parametrize("folder", [*FOLDERS, "demo"])
+def test_a_recipe_says_once_how_clips_are_read(folder):
+    shared = yaml.safe_load((ROOT / "configs" / folder / "clips.yaml").read_text(encoding="utf-8"))
+    MediaSettings(**shared)
+    for file in (ROOT / "configs" / folder).glob("*.yaml"):
+        if file.name != "clips.yaml":
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            assert values["include"] == "clips.yaml" and not shared.keys() & values.keys(), file
 
 
 def launcher():
@@ -160,9 +163,9 @@ def test_every_command_of_the_page_is_accepted_by_its_script(monkeypatch):
         if "stages/sft" in script or "stages/grpo" in script:
             from trl import GRPOConfig, SFTConfig
 
-            from migr.training.arguments import parse
+            from migr.training.arguments import GRPOArguments, SFTArguments, parse
 
-            types = [module.SFTArguments, SFTConfig] if "sft" in script else [module.GRPOArguments, GRPOConfig]
+            types = [SFTArguments, SFTConfig] if "sft" in script else [GRPOArguments, GRPOConfig]
             parse(types, [*flags, "--use_cpu", "true"])
             continue
         with monkeypatch.context() as patch:

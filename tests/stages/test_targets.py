@@ -203,7 +203,9 @@ def test_clips_can_be_left_out_for_named_reasons_and_are_counted(stage, files, c
     assert [row["clip_id"] for row in read_jsonl(files.out)] == ["a"]
     said = capsys.readouterr().out
     assert "1 missing, 1 unassigned, 1 answer, 1 names other" in said
-    stage("targets", **files.given(), leave_out=reasons[:3], out=files.out)
+    with pytest.raises(InputError, match=r"with another leave_out \(.*, now .*--overwrite"):
+        stage("targets", **files.given(), leave_out=reasons[:3], out=files.out)
+    stage("targets", **files.given(), leave_out=reasons[:3], out=files.out, overwrite="true")
     assert [row["clip_id"] for row in read_jsonl(files.out)] == ["a", "b"]
     assert "1 have a description that names another emotion" in capsys.readouterr().out
 
@@ -328,7 +330,7 @@ def test_clips_are_found_by_id_stem_and_bare_number(tmp_path):
     assert found("7") == {"7": "7"}
 
 
-def test_a_language_model_assigns_and_an_interrupted_run_goes_on(stage, files, base_model, monkeypatch):
+def test_a_language_model_assigns_and_an_interrupted_run_goes_on(stage, files, base_model, capsys):
     free(files, a=TEXT, b="His brows are knit. The voice is low.")
     given = files.given() | {"assigner": "llm", "assigner_model": base_model, "engine": "transformers"}
     options = {"order": "video-first", "leave_out": "unassigned"}
@@ -338,10 +340,14 @@ def test_a_language_model_assigns_and_an_interrupted_run_goes_on(stage, files, b
     assert [len(row["sentences"]) for row in rows] == [7, 2] and rows[0]["by"].startswith(f"{base_model.name}-")
     assert all(tuple(found) in CHOICES.values() for row in rows for _, found in row["sentences"])
     lines = second.read_text().splitlines(keepends=True)
+    stage("targets", **given, **options, out=files.out)
+    assert "finished already" in capsys.readouterr().out
+    files.out.unlink()
     second.write_text(lines[0] + lines[1][:20])  # cut off while it was written
     stage("targets", **given, **options, out=files.out)
     assert files.out.read_bytes() == first and read_jsonl(second) == rows
     rows[0]["sentences"][0][0] = "Another text."
+    files.out.unlink()
     write_jsonl(second, rows)
     with pytest.raises(InputError, match="clip a is of another run or text: delete the file"):
         stage("targets", **given, **options, out=files.out)
@@ -375,5 +381,5 @@ def test_targets_that_would_not_earn_full_rewards_are_told_with_the_reason(stage
     assert "5 of 6 would not earn full rewards" in printed and "1 take evidence from a modality that" in printed
     assert "4 do not start with the dominant modality: a, short, swapped, …" in printed
     files.clips, files.reasoning = files.clips[:2], files.reasoning[:2]
-    stage("targets", **files.given(), order="dominant-first", out=files.out)
+    stage("targets", **files.given(), order="dominant-first", out=files.out, overwrite="true")
     assert not (files.folder / "targets.rewards.jsonl").exists()

@@ -19,7 +19,7 @@ from trl import GRPOConfig, SFTConfig
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.media import MediaSettings
 from migr.errors import InputError, NonFiniteError
-from migr.files.records import read_json
+from migr.files.records import read_json, write_json
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import LANGUAGE_MODEL_LORA, load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import question, render_prompt
@@ -520,7 +520,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_is_refused(stage
     files = {path: path.stat().st_mtime_ns for path in sft_run.rglob("*")}
     stage("sft", **sft_arguments, output_dir=sft_run)
     assert "finished already" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"a run of another configuration.*--overwrite"):
+    with pytest.raises(InputError, match=r"with another learning_rate \(0\.\d+, now 0\.0001\): .*--overwrite"):
         stage("sft", **sft_arguments | {"learning_rate": 1e-4}, output_dir=sft_run)
     assert {path: path.stat().st_mtime_ns for path in sft_run.rglob("*")} == files
 
@@ -535,8 +535,13 @@ def test_what_defines_a_run_and_what_does_not(tmp_path):
     (out / "checkpoint-3" / MARKER).touch()
     assert start({"a": 2, "save_steps": 7, "cache_dir": "x"}) == str(out / "checkpoint-3")
     given.write_text('{"x": 1}\n')
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match=r"with another content of clips\.jsonl \(\w+, now \w+\): .*--output_dir"):
         start({"a": 2})
+    given.write_text("{}\n")
+    record = read_json(out / "run.json")
+    write_json(out / "run.json", record | {"run": record["run"] | {"processes": 2}})
+    with pytest.raises(InputError, match=r"with another processes \(2, now 1\), a \(2, now 3\): "):
+        start({"a": 3})
     assert start({"a": 2}, overwrite=True) is None and not (out / "checkpoint-3").exists()
 
 
