@@ -22,7 +22,7 @@ from eval.figures.sentiment import Scored, agreeing, compare, draw
 from eval.figures.sentiment_runs import Predictions, Reported, read_run, set_of, truths
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import Row, write_json
+from migr.files.records import Row, atomic, write_json
 from migr.sentiment.metrics import CONVENTIONS
 from migr.sentiment.sets import SETS, SentimentSet, sentiment_set
 
@@ -121,16 +121,17 @@ def show(runs: Mapping[str, Row], names: Sequence[str]) -> None:
 
 def write_page(path: Path, content: Row) -> None:
     """Write the page: figures, published rows, error by true score, importance by class."""
-    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("eval", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = lambda value, name: shown(name, value)
-    css = (Path(__file__).parent / "page" / "page.css").read_text(encoding="utf-8")
-    page = environment.get_template("sentiment.html.j2").render(**content, css=css)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    from migr.page import environment
+
+    folder = Path(__file__).parent / "page"
+    templates = environment(folder)
+    templates.filters["figure"] = lambda value, name: shown(name, value)
+    css = Markup((folder / "page.css").read_text(encoding="utf-8"))  # noqa: S704  (our own file)
+    page = templates.get_template("sentiment.html.j2").render(**content, css=css, title=f"Sentiment: {content['set']}")
+    with atomic(path) as file:
+        file.write(page)
 
 
 def arguments(argv: Sequence[str]) -> Any:

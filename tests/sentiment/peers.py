@@ -104,7 +104,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--counts", type=int, nargs=3, default=(1284, 229, 686))
-    parser.add_argument("--models", nargs="+", default=["tfn", "lmf", "mult"])
+    parser.add_argument("--models", nargs="*", default=["tfn", "lmf", "mult"])
     parser.add_argument("--epochs", type=int, default=25)
     args = parser.parse_args()
     main(args.out, tuple(args.counts), args.models, args.epochs)
