@@ -41,12 +41,15 @@ from migr.errors import exit_on_input_error
 from migr.files.claim import claim
 from migr.files.fingerprint import file_digest
 from migr.files.records import Row, digest, iter_jsonl, read_json, write_environment, write_json
-from migr.judge import close, open_judge, prompt_of, usage_of
+from migr.judge import blind_labels, close, open_judge, prompt_of, usage_of
 from migr.judge.measure import SHIPPED, labelled_texts, reliability
 from migr.sources.predictions import Reading, convert
+from migr.text.format import parse
 from migr.text.labels import SHIPPED as SHIPPED_SETS
 from migr.text.labels import LabelSet
+from migr.text.language import share_of_others
 
+MOST_FOREIGN = 0.05  # of the reasonings may be in another language without a word about it
 CIRCULAR = "what it finds consistent was paid for; take another judge for a figure to report"
 
 
@@ -70,6 +73,12 @@ def notes(metrics: Row, labels: LabelSet, count_missing: bool) -> list[str]:
     if words:
         first = f"`extends: {labels.name}` and " if labels.name in SHIPPED_SETS else ""
         lines.append(f"to read such a word as a label, give --labels a file with {first}lines like `LABEL: {words[0]}`")
+    judge = metrics["judge"] or {}
+    if "blind" in judge:
+        lines.append(f"judge {judge['name']} cannot name {', '.join(judge['blind'])}: read its figures without these")
+    if "not_english" in judge:
+        share = percent(judge["not_english"])
+        lines.append(f"{share} of the reasonings are not in English, in which judges are measured: give --judge_check")
     if missing := metrics.get("n_without_prediction"):
         counted = (
             "they count as wrong" if count_missing else "they are not counted; --count_missing counts them as wrong"
@@ -149,6 +158,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         predict.judge_all(predictions, judge, judgements, len(table), labels)
         judge_facts = reliability(judge, texts, labels)
         judge_facts |= {"texts": args.judge_check or "shipped"} if texts else {}
+        judge_facts |= {"blind": list(blind_labels(judge))} if blind_labels(judge) else {}
+        reasonings = (parse(row["response"]).plain for row in iter_jsonl(predictions, tally.PREDICTION_KEYS))
+        judge_facts |= {"not_english": share} if (share := share_of_others(reasonings)) > MOST_FOREIGN else {}
         if prompt_of(judge):
             judge_facts |= {"prompt": prompt_of(judge), "prompt_hash": digest(prompt_of(judge))}
         judge_facts |= {"usage": usage_of(judge)} if usage_of(judge) else {}

@@ -44,9 +44,10 @@ def reliability(judge: Mapping[str, Any] | None) -> str:
     """How far a judge can be trusted, in words: `lexicon: 91.20 % (n 700)` or `…: reliability not measured`."""
     if not judge:
         return "no judge"
+    blind = f"; cannot name {', '.join(map(clean, judge['blind']))}" if judge.get("blind") else ""
     if judge["accuracy"] is None:
-        return f"{clean(judge['name'])}: reliability not measured"
-    return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']})"
+        return f"{clean(judge['name'])}: reliability not measured{blind}"
+    return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']}){blind}"
 
 
 def unread(answers: Mapping[str, int] | None, most: int = 8) -> str:

@@ -24,7 +24,8 @@ _STEMS = r"""
     disgust\w* repuls\w* revuls\w* revolt(?:ed|ing) loath\w* repell\w* repel repels nausea\w* aversion
     fear\w* afraid scar(?:e|es|ed|y|ing) fright\w* terrif\w* terror\w* panic\w* dread\w* horrif\w* horror\w*
     contempt\w* scorn\w* disdain\w* anxi(?:ous|ously|ety|eties) worr(?:y|ied|ies|ying|iedly) nervous\w* uneas\w*
-    helpless\w* disappoint\w*"""
+    helpless\w* disappoint\w* livid seeth\w* infuriat\w* exasperat\w* frustrat\w* upset\w* distress\w* ecsta\w*
+    jubilant\w* thrill(?:ed|ing) woeful\w* appall\w* aghast disgruntled"""
 
 
 class HidingJudge(Around):

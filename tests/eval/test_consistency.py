@@ -545,3 +545,18 @@ def test_the_headline_stands_both_ways_and_evidence_from_an_absent_modality_is_c
     assert [row["emotion_hidden"] for row in judged] == [None, "sad", "happy"]
     assert metrics["inconsistent_among_correct"] == 0.0
     assert metrics["inconsistent_among_correct_hidden"] == 0.5 and metrics["inconsistent_among_correct_hidden_n"] == 2
+
+
+def test_a_judge_s_blind_spots_and_another_language_are_said(tmp_path, capsys):
+    rows = [
+        {"clip_id": f"c{i}", "label": "sadness", "response": f"<think>{text}</think><answer>sadness</answer>"}
+        for i, text in enumerate(["She weeps and looks down.", "她在哭泣，声音颤抖。"])
+    ]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    flags = ["--predictions", str(tmp_path / "predictions.jsonl"), "--labels", "mafw", "--judge", "lexicon"]
+    metrics = main([*flags, "--judge_check", "none", "--out", str(tmp_path / "out")])
+    assert metrics["judge"]["blind"] == ["contempt", "anxiety", "helplessness", "disappointment"]
+    assert metrics["judge"]["not_english"] == 0.5
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "cannot name contempt, anxiety, helplessness, disappointment" in printed
+    assert "50.00 % of the reasonings are not in English" in printed.replace("\u00a0", " ")
