@@ -43,8 +43,9 @@ def main() -> None:
     from migr.files.records import read_jsonl
     from migr.judge import open_judge
     from migr.memory.estimate import announce
+    from migr.omni.adapters import check_adapter
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import check_adapter, check_model, load_processor, load_thinker, media_token_ids
+    from migr.omni.load import check_model, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question, question_about
     from migr.rollout.remote import find_server
     from migr.rollout.rollouts import check_vllm

@@ -49,11 +49,12 @@ class TransformersEngine:
     def __init__(self, model: Any, task: Task):
         self.task = task
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        # what this one leaves open, `generate` takes from the model's own: beams, biases, bans of n-grams
+        self.model.generation_config = GenerationConfig()
         self.config = GenerationConfig(
             eos_token_id=task.ends,
             pad_token_id=task.tokenizer.pad_token_id,
             suppress_tokens=task.suppressed,
-            repetition_penalty=1.0,  # named, or the model's own stored settings would come through
             do_sample=False,
         )
 

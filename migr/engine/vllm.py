@@ -17,6 +17,8 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 from transformers import BatchFeature
 
 from migr.engine.task import Generation, Request, Score, Task
+from migr.errors import InputError, as_input_error
+from migr.omni.checks import damaged_weight
 from migr.omni.companions import vllm_environment
 from migr.omni.family import QWEN3
 from migr.omni.inputs import Features
@@ -48,9 +50,17 @@ class VllmEngine:
         self.task = task
         self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
-        with quiet(), warnings.catch_warnings(action="ignore"):
+        options.setdefault("worker_extension_cls", "migr.engine.vllm.ChecksWeights")
+        with (
+            quiet(),
+            warnings.catch_warnings(action="ignore"),
+            as_input_error(f"{model}: vLLM cannot load it"),
+        ):
             self.llm = LLM(
                 model=model,
+                load_format="safetensors",  # the other format is pickle, which runs code
+                generation_config="vllm",  # none of the model's own: `_parameters` says all
+                trust_remote_code=False,
                 max_model_len=task.max_length,
                 max_num_seqs=task.batch_size,
                 limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
@@ -62,6 +72,12 @@ class VllmEngine:
                 **options,
             )
         self._numbers = itertools.count()
+        self.check_weights(model)
+
+    def check_weights(self, model: str) -> None:
+        """Raise InputError if a weight is not finite; names it. What it once computes stays in vLLM's cache."""
+        if damaged := next(filter(None, self.llm.collective_rpc("damaged_weight")), None):
+            raise InputError(f"{model}: the weights of {damaged} are not finite numbers")
 
     def __enter__(self) -> Self:
         return self
@@ -188,3 +204,11 @@ class VllmEngine:
         del self.llm
         cleanup_dist_env_and_memory()
         torch.set_num_threads = self._set_threads
+
+
+class ChecksWeights:
+    """What a vLLM worker learns (`worker_extension_cls`)."""
+
+    def damaged_weight(self: Any) -> str | None:
+        """Name of a weight with a value that is not finite."""
+        return damaged_weight(self.get_model().named_parameters())

@@ -10,17 +10,26 @@ from migr.files.records import digest
 PAGE, PAGES = 4096, 256  # a digest reads so many bytes at so many places of a file: 1 MiB of each
 
 
+# Beside the weights: configurations, vocabularies, the chat template, the index of the weight files.
+SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
+
+
+def settings_files(model: Path) -> list[Path]:
+    """All files of a model folder that a library may read beside the weights, in order."""
+    return sorted({path for pattern in SETTINGS for path in model.glob(pattern) if path.is_file()})
+
+
 def model_digest(model: Path) -> str:
-    """Hash of what a model folder contains, the same for every copy: configurations whole, weights as `sampled`.
+    """Hash of all that a library reads in a model folder, the same for every copy: files whole, weights as `sampled`.
 
     Raises:
         InputError: The folder has no config.json.
     """
     if not (model / "config.json").is_file():
         raise InputError(f"--model {model}: no model folder (config.json is missing); stages/export.py writes one")
-    configs = [path.read_bytes() for path in sorted(model.glob("*config.json"))]
+    settings = [part for path in settings_files(model) for part in (path.name, path.read_bytes())]
     weights = [part for path in sorted(model.glob("*.safetensors")) for part in sampled(path)]
-    return digest(*configs, *weights)
+    return digest(*settings, *weights)
 
 
 def sampled(path: Path) -> list[Any]:

@@ -88,12 +88,26 @@ def atomic(path: str | Path) -> Iterator[IO[str]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(Path(path).parent)
+    sync(Path(path).parent)
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Hand the names in a folder to the disk, so that a power cut does not take a new file's name away."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def check_writable(folder: str | Path) -> None:
+    """Make a folder for results if it is not there, before the work that they take.
+
+    Raises:
+        InputError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
+
+
+def sync(path: str | Path) -> None:
+    """Hand a file's content, or the names in a folder, to the disk: a power cut does not take them away then."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:  # not every file system can

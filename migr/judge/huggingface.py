@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from migr.errors import InputError
+from migr.errors import InputError, as_input_error
 from migr.files.records import digest, read_json
 from migr.judge.base import LONGEST, Judgement, folder_name, read_config
 from migr.text.labels import LabelSet
@@ -104,16 +104,19 @@ class HuggingFaceJudge:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from migr.omni.checks import check_finite
         from migr.omni.load import quiet
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            with quiet():
-                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
-                model = AutoModelForSequenceClassification.from_pretrained(self.folder, use_safetensors=True, **options)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise InputError(f"judge {self.folder}: cannot be loaded as a text classifier ({line})") from None
+        with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):
+            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self.folder, use_safetensors=True, output_loading_info=True, **options
+            )
+        # transformers fills missing weights with random ones and goes on
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"judge {self.folder}: {len(missing)} weights are missing, for example {missing[0]}")
+        check_finite(model.named_parameters(), f"judge {self.folder}")
         self._model = model.float().to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def close(self) -> None:

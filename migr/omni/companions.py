@@ -15,8 +15,12 @@ import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import torch
+
+# TRL tells the Hub of each trainer, vLLM its makers of each start; who wants that sets them to 0.
+SENDS_NOTHING = ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK")
 
 _kept: list[torch.library.Library] = []  # a library's definitions last as long as the object
 _installed = False
@@ -69,6 +73,11 @@ def _loads(name: str) -> bool:
 
 def _quiet() -> None:
     """Hide messages that a user can do nothing about. Whoever wants them sets the variable."""
+    for name in SENDS_NOTHING:
+        os.environ.setdefault(name, "1")
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:  # it reads its variable when it is imported
+        constants.HF_HUB_DISABLE_TELEMETRY = os.environ["HF_HUB_DISABLE_TELEMETRY"] not in ("0", "false", "no", "off")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork
     vllm_environment()
     # vLLM reads its variable late; until then "Triton is installed, but ..." would come through
@@ -83,7 +92,6 @@ def vllm_environment(one_process: bool | None = None) -> None:
             False leaves that to vLLM; None: not known yet, nothing is said about engines.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent anywhere
     if one_process:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if one_process is not None and not torch.cuda.is_available():

@@ -5,21 +5,24 @@ output) is left out, and the config says so. Experts, which transformers stacks 
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from migr.clips.record import NAME, read_record
-from migr.errors import InputError
-from migr.files.records import read_json, write_json
+from migr.errors import InputError, as_input_error
+from migr.files.growing import alone, busy
+from migr.files.records import check_writable, read_object, sync, write_json
+from migr.omni.adapters import check_adapter
 from migr.omni.family import family_of
-from migr.omni.load import check_adapter, check_model, load_processor, load_thinker
+from migr.omni.load import check_model, load_processor, load_thinker
 
 SHARD = "5GB"
 
@@ -47,27 +50,33 @@ def export(
     for source in (model, adapter):
         if source is not None and Path(source).resolve() == Path(out).resolve():
             raise InputError(f"{out}: the export would overwrite what it is made from; choose another folder")
-    _check_free(Path(out))
+    check_writable(_check_free(Path(out)).parent)
     record = read_record(adapter or model)
     thinker = load_thinker(model, adapter=adapter)
     if adapter is not None:
-        thinker = thinker.merge_and_unload(safe_merge=True)
+        with as_input_error(f"{adapter}: cannot be merged into {model}"):
+            thinker = thinker.merge_and_unload(safe_merge=True)
     if record is not None:
         beside = {NAME: record.as_json(), **(beside or {})}
     return write_checkpoint(thinker, load_processor(model), out, beside)
 
 
 def adapter_base(adapter: str | Path) -> str:
-    """The base model that an adapter folder names.
+    """The folder of the base model that an adapter folder names.
+
+    A name on the Hub is looked up among what was fetched before: a file never makes anybody ask the Hub.
 
     Raises:
-        InputError: No adapter there, or it names none.
+        InputError: No adapter there, or it names none that is on this machine.
     """
     config = Path(check_adapter(adapter)) / "adapter_config.json"
-    base = read_json(config).get("base_model_name_or_path")
-    if not base:
+    base = read_object(config).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise InputError(f"{config}: base_model_name_or_path is empty; give the base model and the adapter separately")
-    return base
+    if Path(base).is_dir():
+        return base
+    with as_input_error(f"{config}: the base model {base} is not on this machine; name it yourself, with --adapter"):
+        return snapshot_download(base, local_files_only=True)
 
 
 def write_checkpoint(model: Any, processor: Any, out: str | Path, beside: Mapping[str, Any] | None = None) -> Path:
@@ -123,10 +132,11 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _check_free(out: Path) -> None:
-    """Refuse to replace a folder that is no checkpoint."""
+def _check_free(out: Path) -> Path:
+    """Return the folder, or refuse to replace it if it is no checkpoint."""
     if out.exists() and not (out / "config.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists and is no model folder; choose another one or remove it")
+    return out
 
 
 @contextmanager
@@ -134,10 +144,16 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place at the end, if nothing failed."""
     _check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.????????"):  # of an export that was killed, as large as the model
+        if (left / ".lock").is_file() and busy([left / ".lock"]) is None:
+            shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        yield new
+        with alone(Path(scratch)):
+            yield new
+            for file in new.iterdir():
+                sync(file)
         if out.exists():
             out.rename(old)
         new.rename(out)

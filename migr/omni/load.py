@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedConfig
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from migr.errors import InputError
+from migr.errors import InputError, as_input_error
+from migr.files.records import read_object
+from migr.omni.adapters import attach_adapter
+from migr.omni.checks import OURS_ALONE, check_finite, check_processor, is_local, kernels_in
 from migr.omni.family import FAMILIES, Family, family_of
 
 # Matches the language model's projections and nothing else: the audio and the video tower have `q_proj` and the like
@@ -41,11 +43,9 @@ def load_processor(path: str | Path) -> Any:
         InputError: It is no model of a known family, or files are missing.
     """
     name = check_model(path)
-    try:
-        with quiet():
-            processor = model_family(name).processor.from_pretrained(name)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: the processor cannot be loaded ({_first_line(error)})") from error
+    check_processor(name)
+    with quiet(), as_input_error(f"{path}: the processor cannot be loaded"):
+        processor = model_family(name).processor.from_pretrained(name, **OURS_ALONE, local_files_only=is_local(name))
     if not processor.chat_template:
         raise InputError(f"{path}: the processor has no chat template (chat_template.jinja is missing)")
     return processor
@@ -80,33 +80,29 @@ def load_thinker(
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     if attn_implementation is None and torch.cuda.is_available() and is_flash_attn_2_available():
-        stored = PreTrainedConfig.get_config_dict(name)[0]
+        stored = PreTrainedConfig.get_config_dict(name, local_files_only=is_local(name))[0]
         half = str(dtype if dtype != "auto" else stored.get("dtype", stored.get("torch_dtype")))
         attn_implementation = "flash_attention_2" if half.endswith("float16") else None  # it knows half precision only
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        with quiet():
-            model, report = model_family(name).thinker.from_pretrained(
-                name,
-                dtype=DTYPES[dtype],
-                use_safetensors=True,  # the other format is pickle, which runs code
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise InputError(f"{path}: the model cannot be loaded ({_first_line(error)})") from error
+    with quiet(), as_input_error(f"{path}: the model cannot be loaded"):
+        model, report = model_family(name).thinker.from_pretrained(
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,  # the other format is pickle, which runs code
+            output_loading_info=True,
+            local_files_only=is_local(name),
+            **OURS_ALONE,
+            **options,
+        )
     # transformers fills missing weights with random ones and goes on
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
+    check_finite(model.named_parameters(), path)
     model.requires_grad_(trainable and adapter is None)
     if adapter is None:
         return model
-    adapter = check_adapter(adapter)
-    try:
-        with quiet():
-            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise InputError(f"{adapter}: the adapter does not fit {path} ({_first_line(error)})") from error
+    with quiet():
+        model = attach_adapter(model, adapter, trainable, own=(LANGUAGE_MODEL_LORA, TOWERS))
     return model.eval()
 
 
@@ -134,10 +130,12 @@ def check_model(path: str | Path) -> str:
         raise InputError(f"{path}: no such folder")
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{path}: this is an adapter; give its base model, or run stages/export.py first")
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no such folder or model ({_first_line(error)})") from error
+    if is_local(name):
+        stored = read_object(Path(name) / "config.json", finite=False)
+        if kernels := kernels_in(stored):
+            raise InputError(f"{path}: config.json names code for attention ({kernels}), which is never fetched or run")
+    with as_input_error(f"{path}: no such folder or model"):
+        config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=is_local(name))
     if config.get("auto_map") or family_of(str(config.get("model_type"))) is None:
         known = " or ".join(family.title for family in FAMILIES.values())
         raise InputError(
@@ -150,27 +148,20 @@ def check_model(path: str | Path) -> str:
 
 def model_family(path: str | Path) -> Family:
     """The family of a model that `check_model` accepts."""
-    family = family_of(PreTrainedConfig.get_config_dict(str(path))[0]["model_type"])
+    family = family_of(PreTrainedConfig.get_config_dict(str(path), local_files_only=is_local(path))[0]["model_type"])
     assert family is not None, path
     return family
 
 
 def thinker_config(path: str | Path) -> Any:
     """The thinker's configuration of a model that `check_model` accepts."""
-    return model_family(path).config.from_pretrained(str(path))
+    with as_input_error(f"{path}: the model's configuration cannot be used"):
+        return model_family(path).config.from_pretrained(str(path), local_files_only=is_local(path))
 
 
 def is_whole(path: str | Path) -> bool:
     """Whether a model is laid out like the real repository, which is what vLLM loads, and not a thinker alone."""
-    return PreTrainedConfig.get_config_dict(str(path))[0]["model_type"] in FAMILIES
-
-
-def check_adapter(path: str | Path) -> str:
-    """Return the folder's name, or raise InputError if no PEFT adapter is stored there as safetensors."""
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (Path(path) / file).is_file():
-            raise InputError(f"{path}: no adapter ({file} is missing)")
-    return str(path)
+    return PreTrainedConfig.get_config_dict(str(path), local_files_only=is_local(path))[0]["model_type"] in FAMILIES
 
 
 @contextmanager
@@ -185,7 +176,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

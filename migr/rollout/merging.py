@@ -5,6 +5,7 @@ a little at each step. In the trainer's process the copies are made of the train
 adapter alone, some tens of megabytes, and makes them of the checkpoint that both have.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from migr.engine.vllm import ChecksWeights
 from migr.errors import InputError
+from migr.omni.checks import check_finite
 from migr.rollout.checkpoint import stored_weights
 from migr.rollout.protocol import unpack
 
@@ -130,6 +133,9 @@ def merged_with_stored(
             or len(a) != b.shape[1]
         ):
             raise InputError(f"the adapter does not fit {model} at {layer}")
+    check_finite(tensors.items(), "the adapter")
+    if wrong := [layer for layer, scale in scales.items() if not math.isfinite(scale)]:
+        raise InputError(f"the adapter's scale of {wrong[0]} is not finite")
     parents = {_parent(layer) for layer in scales}
 
     def merged() -> Iterator[tuple[str, Tensor]]:
@@ -147,7 +153,7 @@ def merged_with_stored(
     return merged()
 
 
-class MergesAdapters:
+class MergesAdapters(ChecksWeights):
     """What a vLLM worker learns for the rollout server (`worker_extension_cls`); each one merges for its own part."""
 
     def merge_adapter(self: Any, message: bytes) -> None:

@@ -89,6 +89,7 @@ class Desk:
             self.version = before
             raise
         self.sampler.reloaded()
+        self.sampler.check_weights("merged with the adapter")  # too large ones can leave the type's range
         self.version = digest(job.message)
         job.answer.set_result({"weights": self.version})
 

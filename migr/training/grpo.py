@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -68,6 +69,7 @@ class OmniGRPOTrainer(GRPOTrainer):
         if is_zero3(args):
             prepare_for_zero3(self.model, self.accelerator.device)
         self.thinker = thinker_of(self.model)
+        self.thinker.generation_config = GenerationConfig()  # what the run leaves open is not the model's to say
         self.towers = FrozenTowers(self.thinker, inputs)
         # flash attention has no way to say which branch sees what
         self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"

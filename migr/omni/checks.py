@@ -1,0 +1,71 @@
+"""What is looked at in a model's folder before a library takes it over, and in its weights after that."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from migr.errors import InputError
+from migr.files.records import read_object
+
+# In each call that loads: without it, transformers asks on standard input whether to run the code of a folder.
+OURS_ALONE = {"trust_remote_code": False}
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+# Bounds of what a processor's files set; the published models stay far below.
+SANE = {
+    "n_fft": 1 << 16, "hop_length": 1 << 16, "feature_size": 4096, "sampling_rate": 1 << 20, "patch_size": 1024,
+    "merge_size": 64, "temporal_patch_size": 64,
+}  # fmt: skip
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether a model is a folder of this machine: then nobody is asked for anything."""
+    return Path(path).is_dir()
+
+
+def kernels_in(config: Any) -> str | None:
+    """The name on the Hub of a kernel that a configuration wants for its attention, at any depth."""
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(value, dict | list):
+            if name := kernels_in(value):
+                return name
+        elif str(key).endswith("attn_implementation") and "/" in str(value):
+            return str(value)
+    return None
+
+
+def check_processor(name: str) -> None:
+    """Refuse the settings of a folder's processor that would make nonsense of each clip, or take all memory."""
+    for file in PROCESSOR_FILES if is_local(name) else ():
+        path = Path(name) / file
+        if path.is_file():
+            _check_numbers(path, read_object(path))
+
+
+def _check_numbers(path: Path, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_numbers(path, value)
+        elif key in SANE and not (type(value) is int and 1 <= value <= SANE[key]):
+            raise InputError(f"{path}: {key} must be from 1 to {SANE[key]}, not {str(value)[:80]}")
+        elif key == "image_std" and not (isinstance(value, list) and all(type(v) is float and v > 0 for v in value)):
+            raise InputError(f"{path}: image_std must be numbers above 0, not {str(value)[:80]}")
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str | Path) -> None:
+    """Raise InputError if a weight is not finite; names it. Such a model gives empty answers, and no error."""
+    if name := damaged_weight(tensors):
+        raise InputError(f"{where}: the weights of {name} are not finite numbers; the file is damaged")
+
+
+def damaged_weight(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first of the tensors that has a value that is NaN or infinite."""
+    for name, tensor in tensors:
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        for part in tensor.detach().flatten().split(1 << 24):  # bounds what is needed beside the weights
+            if not torch.isfinite(part).all():
+                return name
+    return None
