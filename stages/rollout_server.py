@@ -4,21 +4,29 @@ r"""A vLLM for GRPO on GPUs of its own; stages/grpo.py asks it with `use_vllm: t
     CUDA_VISIBLE_DEVICES=6,7 python stages/rollout_server.py --model MODEL --tensor_parallel 2 --port 8001
 
 MODEL is the base model of the training. The trainer sends its adapter before each step; the server merges it. It
-answers on this machine only, unless --host names another address. It asks nobody for a password: whoever reaches that
-address can use it, so let it be one of a network that you trust. Runs until it is stopped; one training at a time.
+answers on this machine only, unless --host names another address, and to trainings of the same user alone: a secret of
+each start stands in the user's cache folder (where the trainer has no part in it, set MIGR_ROLLOUT_TOKEN to the same
+text for both). What travels is not encrypted: let the network be one that you trust. Runs until it is stopped; one
+training at a time.
 """
 
 import argparse
+import hmac
 import json
 import signal
+import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.rollout.token import LOOPBACK, VARIABLE, new_token
 
 
 def arguments() -> argparse.Namespace:
@@ -40,9 +48,28 @@ def arguments() -> argparse.Namespace:
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each question."""
+    """A thread for each question; together they hold no more bytes of messages than the largest one may have."""
 
     request_queue_size = 128  # all training processes may call at once
+    token = ""  # of this start
+    names: frozenset[str] = frozenset()  # under which it may be addressed
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.held, self.changed = 0, threading.Condition()
+
+    @contextmanager
+    def room(self, size: int, largest: int) -> Iterator[None]:
+        """Wait until there is room for a message."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.held + size <= largest)
+            self.held += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.held -= size
+                self.changed.notify_all()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,25 +79,47 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Say what is served."""
-        self.reply(200, self.server.facts)  # type: ignore[attr-defined]
+        if self.is_ours():
+            self.reply(200, self.server.facts)  # type: ignore[attr-defined]
 
     def do_POST(self) -> None:
         """Take weights, or sample."""
-        from migr.rollout.protocol import LARGEST
+        from migr.rollout.protocol import KIND, LARGEST
 
         size, kind = self.headers.get("Content-Length", ""), self.path.strip("/")
-        desk: Any = self.server.desk  # type: ignore[attr-defined]
-        if kind not in desk.KINDS:
+        server: Any = self.server
+        if not self.is_ours():
+            return
+        if kind not in server.desk.KINDS:
             return self.reply(404, {"error": f"{self.path}: no such path"})
-        if not size.isdecimal() or int(size) > LARGEST:
-            return self.reply(413, {"error": f"a message has a Content-Length of at most {LARGEST}, not {size!r}"})
-        message = self.rfile.read(int(size))
-        if len(message) != int(size):
-            return None  # the trainer is gone
+        if not size.isdecimal() or len(size) > 20 or int(size) > LARGEST:
+            return self.reply(413, {"error": f"a message has a Content-Length of at most {LARGEST}, not {size[:20]!r}"})
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(token.encode(), server.token.encode()):
+            words = f"it serves the trainings of its own user alone; elsewhere, set {VARIABLE} to one text for both"
+            return self.reply(401, {"error": words})
+        if self.headers.get("Content-Type") != KIND:
+            return self.reply(415, {"error": f"a message has the Content-Type {KIND}"})
+        with server.room(int(size), LARGEST):
+            message = self.rfile.read(int(size))
+            if len(message) != int(size):
+                return None  # the trainer is gone
+            try:
+                self.reply(200, server.desk.ask(kind, message))
+            except InputError as error:
+                self.reply(400, {"error": str(error)})
+
+    def is_ours(self) -> bool:
+        """Whether no web page asks: those name another origin, or reach this address by a name of their own."""
         try:
-            self.reply(200, desk.ask(kind, message))
-        except InputError as error:
-            self.reply(400, {"error": str(error)})
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+            numbers = host.replace(".", "").isdecimal() or ":" in host  # an address, which no page can take for its own
+        except ValueError:
+            host, numbers = "", False
+        if "Origin" in self.headers or not (numbers or host in self.server.names):  # type: ignore[attr-defined]
+            self.reply(403, {"error": "asked for by a web page, or under a name that is not this server's (--host)"})
+            return False
+        return True
 
     def reply(self, status: int, value: Any) -> None:
         """Answer with a JSON value; log-probabilities that are no numbers go through as NaN."""
@@ -129,6 +178,8 @@ def main() -> None:
             "dtype": str(sampler.llm.llm_engine.model_config.dtype).removeprefix("torch."),
             "max_length": limit,
         }
+        server.token = new_token(server.server_address[1])
+        server.names = frozenset({args.host, *LOOPBACK, socket.gethostname(), socket.getfqdn()})
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host, port = server.server_address[:2]

@@ -18,7 +18,7 @@ from migr.engine.transformers import TransformersEngine
 from migr.errors import InputError
 from migr.omni.export import adapter_base
 from migr.omni.inputs import OmniInputs
-from migr.omni.load import check_model, is_whole, load_processor, load_thinker, thinker_config
+from migr.omni.load import check_model, check_model_size, is_whole, load_processor, load_thinker, thinker_config
 from migr.settings import DecodingSettings, EngineSettings, MediaSettings
 
 __all__ = ["AT_ONCE", "Engine", "Generation", "Request", "Score", "open_engine"]
@@ -91,6 +91,7 @@ def open_engine(
         return TransformersEngine(load_thinker(base, dtype=dtype, adapter=adapter), task)
     if adapter or not is_whole(base):
         raise InputError(f"{model}: vLLM needs the whole model; run stages/export.py on it, or use transformers")
+    check_model_size(base)
     from migr.engine.vllm import VllmEngine  # vLLM is imported where it is used alone
 
     return VllmEngine(base, dtype, task, tensor_parallel, gpu_memory_utilization=vllm_gpu_memory_utilization)

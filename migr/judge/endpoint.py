@@ -1,13 +1,22 @@
-"""A model behind an OpenAI-compatible URL as a judge: `vllm serve`, another server, or a paid service."""
+"""A model behind an OpenAI-compatible URL as a judge: `vllm serve`, another server, or a paid service.
 
+What is sent is the question and the key that is meant for that server, and nothing else of this machine: no other
+variable, no cookie, no redirect is followed, a proxy of the environment is used beyond this machine alone. What comes
+back is bounded in time and size, and of whatever shape it is, it gives a judgement or a failed one.
+"""
+
+import asyncio
+import importlib
+import math
 import os
-import threading
+import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from migr.errors import InputError
+from migr.errors import InputError, printable
+from migr.files.parsing import parse_json
 from migr.files.records import Row
 from migr.judge.base import LONGEST, NO_REPLY, Judgement
 from migr.judge.prompt import filled, prompt_for, read_reply
@@ -15,10 +24,12 @@ from migr.text.labels import LabelSet
 
 KEY = "MIGR_JUDGE_KEY"  # environment variable; OPENAI_API_KEY is read for api.openai.com alone
 AT_ONCE = 8  # requests in flight
-ATTEMPTS = 5  # of one request, with growing pauses; the server's Retry-After is obeyed
-SECONDS = 120.0  # for one attempt
+ATTEMPTS = 5  # of one request, with growing pauses; the server's Retry-After is obeyed, up to a minute
+SECONDS = 120.0  # for one attempt, from the first byte sent to the last one received
+LARGEST = 4 << 20  # bytes of a reply
 IN_A_ROW = 10  # requests that fail in spite of that before the run stops
 _HERE = ("localhost", "127.0.0.1", "::1")
+_SENT = ("host", "accept", "content-type", "content-length", "authorization")  # headers
 
 
 class EndpointJudge:
@@ -32,12 +43,16 @@ class EndpointJudge:
 
     def __init__(self, address: str, labels: LabelSet, prices: tuple[float, float] | None = None) -> None:
         url, _, model = address.partition("#")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+        parts = _parts(url)
+        if parts is None or not model:
             raise InputError(f"judge endpoint:{address}: expected endpoint:URL#MODEL, as in endpoint:http://…/v1#qwen")
         if parts.username or parts.password or parts.query:
             raise InputError(f"judge: the URL must hold no key or password; put the key into {KEY}")
+        if prices is not None and not all(0 <= price < math.inf for price in prices):
+            raise InputError(f"judge: the prices must be finite numbers of at least 0, not {prices}")
         key = os.environ.get(KEY) or (os.environ.get("OPENAI_API_KEY") if parts.hostname == "api.openai.com" else None)
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError(f"judge: {KEY} holds characters that no key has")
         if key and parts.scheme == "http" and parts.hostname not in _HERE:
             raise InputError(f"judge endpoint:{address}: the key would travel unencrypted; use https, or unset {KEY}")
         try:
@@ -46,14 +61,14 @@ class EndpointJudge:
             raise InputError("judge endpoint: needs the package openai (pip install openai)") from None
         self.openai, self.labels, self.prompt = openai, labels, prompt_for(labels)
         self.name, self.url, self.model, self.prices = f"endpoint-{url}#{model}", url, model, prices
-        self.client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=ATTEMPTS - 1)
+        self.client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=ATTEMPTS - 1)
         self._options: dict[str, Any] = {
             "temperature": 0.0,
             "seed": 0,
             "max_completion_tokens": 1024,  # room for a model that thinks first; others stop behind the label
             "response_format": {"type": "json_schema", "json_schema": _schema(labels)},
         }
-        self._key, self._lock = key, threading.Lock()
+        self._key, self._proxy = key, _proxy(parts)
         self._failed_in_a_row = 0
         self._stopped: str | None = None  # why, once too many have failed in a row
         self._counts = {"requests": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -73,66 +88,147 @@ class EndpointJudge:
         Raises:
             InputError: The key, the model or the URL is wrong, or request after request fails.
         """
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            futures = [pool.submit(self._ask, text) for text in texts]
-            try:
-                return [future.result() for future in futures]
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return asyncio.run(self._judge(texts))
 
-    def _ask(self, text: str) -> Judgement:
+    async def _judge(self, texts: Sequence[str]) -> list[Judgement]:
+        free = asyncio.Semaphore(AT_ONCE)
+        async with bounded_client(self._key, self._proxy) as http:
+            client = self.client.with_options(http_client=http)
+
+            async def ask(text: str) -> Judgement:
+                async with free:
+                    return await self._ask(client, text)
+
+            return await asyncio.gather(*map(ask, texts))
+
+    async def _ask(self, client: Any, text: str) -> Judgement:
         if not text.strip():
             return Judgement(None, {}, "empty")
         if self._stopped is not None:  # what still waits is not sent to a server that does not answer
             raise InputError(self._stopped)
-        message: Any = {"role": "user", "content": filled(self.prompt, text[:LONGEST])}
+        messages = [{"role": "user", "content": filled(self.prompt, text[:LONGEST])}]
         while True:
             options = dict(self._options)
             try:
-                reply = self.client.chat.completions.create(model=self.model, messages=[message], **options)
+                body = {"model": self.model, "messages": messages, **options}
+                response = await client.post("/chat/completions", body=body, cast_to=httpx().Response)
+                return self._read(response.content)
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
                 refused = [name for name in options if name in str(error)]
                 if not refused:
-                    return self._failure(f"{NO_REPLY}: {self._line(error)}")
-                with self._lock:
-                    self._options.pop(refused[0], None)
+                    return self._failure(self._line(error))
+                self._options.pop(refused[0], None)
             except (self.openai.AuthenticationError, self.openai.PermissionDeniedError) as error:
                 raise InputError(f"judge {self.name}: refused the key in {KEY}: {self._line(error)}") from None
             except self.openai.NotFoundError as error:
                 raise InputError(f"judge {self.name}: no such model or address: {self._line(error)}") from None
-            except (self.openai.OpenAIError, ValueError) as error:  # ValueError: a reply that is no JSON
-                return self._failure(f"{NO_REPLY}: {self._line(error)}")
-            else:
-                return self._read(reply)
+            except (self.openai.OpenAIError, ValueError) as error:
+                return self._failure(self._line(error))
 
-    def _read(self, reply: Any) -> Judgement:
-        used, choices = getattr(reply, "usage", None), getattr(reply, "choices", None)
-        with self._lock:
-            self._failed_in_a_row = 0
-            self._counts["requests"] += 1
-            self._counts["prompt_tokens"] += getattr(used, "prompt_tokens", None) or 0
-            self._counts["completion_tokens"] += getattr(used, "completion_tokens", None) or 0
-        if not choices:
-            return Judgement(None, {}, f"{NO_REPLY}: no choices in it")
-        return read_reply(choices[0].message.content or "", self.labels)
+    def _read(self, content: bytes) -> Judgement:
+        """The judgement of a reply, or a failed one where it is not the protocol's."""
+        try:
+            text = content.decode(errors="replace")
+            reply = parse_json(text.replace(self._key, "…") if self._key else text, finite=False)
+        except ValueError as error:
+            return self._failure(f"no JSON ({str(error)[:80]})")
+        reply = reply if isinstance(reply, dict) else {}
+        choices = reply.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        answer = message.get("content", "") if isinstance(message, dict) else None
+        if message is None or not isinstance(answer, str | None):
+            return self._failure("no choices in it" if not choices else "no text in it")
+        self._failed_in_a_row = 0
+        self._counts["requests"] += 1
+        used = reply.get("usage")
+        for name in ("prompt_tokens", "completion_tokens"):
+            count = used.get(name) if isinstance(used, dict) else None
+            self._counts[name] += count if isinstance(count, int) and 0 < count < 10**9 else 0
+        return read_reply(answer or "", self.labels)
 
-    def _failure(self, status: str) -> Judgement:
-        with self._lock:
-            self._counts["requests"] += 1
-            self._counts["failed"] += 1
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= IN_A_ROW:
-                self._stopped = self._stopped or (
-                    f"judge {self.name}: {self._failed_in_a_row} requests in a row failed, the last with {status!r}; "
-                    "what is judged is kept: run again when it answers"
-                )
-                raise InputError(self._stopped)
+    def _failure(self, why: str) -> Judgement:
+        status = f"{NO_REPLY}: {why}"
+        self._counts["requests"] += 1
+        self._counts["failed"] += 1
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= IN_A_ROW:
+            self._stopped = self._stopped or (
+                f"judge {self.name}: {self._failed_in_a_row} requests in a row failed, the last with {status!r}; "
+                "what is judged is kept: run again when it answers"
+            )
+            raise InputError(self._stopped)
         return Judgement(None, {}, status)
 
     def _line(self, error: Exception) -> str:
         """A server's complaint in one line; some servers repeat the key in it."""
         text = str(error).replace(self._key, "…") if self._key else str(error)
-        return " ".join(text.split())[:300]
+        return printable(" ".join(text.split()))[:300]
+
+
+def httpx() -> Any:
+    """The HTTP library that the installed `openai` is built on."""
+    return importlib.import_module("httpx2" if find_spec("httpx2") else "httpx")
+
+
+def bounded_client(key: str | None, proxy: str | None) -> Any:
+    """An HTTP client that sends `_SENT` alone, follows nowhere, and gives up after `SECONDS` or `LARGEST` bytes."""
+    library = httpx()
+
+    class Bounded(library.AsyncBaseTransport):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            self.inner = library.AsyncHTTPTransport(proxy=proxy)
+
+        async def handle_async_request(self, request: Any) -> Any:
+            names = [name for name in _SENT if name in request.headers and (key or name != "authorization")]
+            headers = {name: request.headers[name] for name in names} | {"accept-encoding": "identity"}
+            sent = library.Request(
+                request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+            )
+            body = bytearray()
+            try:
+                async with asyncio.timeout(SECONDS):
+                    response = await self.inner.handle_async_request(sent)
+                    try:
+                        async for part in response.stream:
+                            body += part
+                            if len(body) > LARGEST:
+                                return self.refusal(request, f"a reply of more than {LARGEST >> 20} MiB")
+                    finally:
+                        await response.aclose()
+            except TimeoutError:
+                raise library.ReadTimeout(f"no whole reply within {SECONDS:g} s", request=request) from None
+            if response.headers.get("content-encoding", "identity") != "identity":
+                return self.refusal(request, "a compressed reply, which was not asked for")
+            headers = {name: value for name, value in response.headers.items() if name != "transfer-encoding"}
+            return library.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+
+        def refusal(self, request: Any, why: str) -> Any:
+            return library.Response(413, json={"error": {"message": why}}, request=request)
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+    return library.AsyncClient(transport=Bounded(), trust_env=False, follow_redirects=False, timeout=SECONDS)
+
+
+def _parts(url: str) -> SplitResult | None:
+    """The parts of an address with a host and a usable port, None if it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable and url.isprintable() and " " not in url else None
+
+
+def _proxy(parts: SplitResult) -> str | None:
+    """The environment's proxy for an address beyond this machine. A key goes there by https alone, through a tunnel."""
+    host = str(parts.hostname)
+    if host in _HERE or urllib.request.proxy_bypass(host):
+        return None
+    known = urllib.request.getproxies()
+    return known.get(parts.scheme) or known.get("all")
 
 
 def _schema(labels: LabelSet) -> Row:

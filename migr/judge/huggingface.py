@@ -102,12 +102,15 @@ class HuggingFaceJudge:
 
         # isort: split
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-        from migr.omni.checks import check_finite
+        from migr.omni.checks import check_finite, check_sizes
         from migr.omni.load import quiet
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        with quiet(), as_input_error(f"judge {self.folder}: its configuration cannot be used"):
+            config = AutoConfig.from_pretrained(self.folder, **options)
+        check_sizes(self.folder, lambda: AutoModelForSequenceClassification.from_config(config))
         with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
             model, report = AutoModelForSequenceClassification.from_pretrained(

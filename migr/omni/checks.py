@@ -1,14 +1,18 @@
 """What is looked at in a model's folder before a library takes it over, and in its weights after that."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from migr.errors import InputError
+from migr.errors import InputError, as_input_error
+from migr.files.parsing import parse_json
 from migr.files.records import read_object
+
+LONGEST_HEADER = 100 << 20  # bytes, as in safetensors itself
 
 # In each call that loads: without it, transformers asks on standard input whether to run the code of a folder.
 OURS_ALONE = {"trust_remote_code": False}
@@ -52,6 +56,36 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
             raise InputError(f"{path}: {key} must be from 1 to {SANE[key]}, not {str(value)[:80]}")
         elif key == "image_std" and not (isinstance(value, list) and all(type(v) is float and v > 0 for v in value)):
             raise InputError(f"{path}: image_std must be numbers above 0, not {str(value)[:80]}")
+
+
+def check_sizes(folder: str | Path, build: Callable[[], Any]) -> None:
+    """Refuse a configuration that describes a model larger than what the weight files hold.
+
+    transformers makes the whole model first and fills what is missing with random numbers: a few changed or absent
+    words in config.json can take all memory.
+
+    Args:
+        folder: A model folder.
+        build: Makes the model; called where tensors have shapes and no content.
+    """
+    with torch.device("meta"), as_input_error(f"{folder}: config.json describes no model"):
+        wanted = sum(parameter.numel() for parameter in build().parameters())
+    stored = sum(math.prod(shape) for path in sorted(Path(folder).glob("*.safetensors")) for shape in shapes(path))
+    if wanted > stored * 1.01:
+        raise InputError(
+            f"{folder}: config.json describes a model of {wanted:,} weights, {stored:,} are there: weights are missing"
+        )
+
+
+def shapes(path: Path) -> Iterator[list[int]]:
+    """The shape of each tensor of a safetensors file; InputError if its header is damaged."""
+    with as_input_error(f"{path}: the weights cannot be read"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError("header too large")
+        header = parse_json(file.read(length))
+        header.pop("__metadata__", None)
+        yield from (tensor["shape"] for tensor in header.values())
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str | Path) -> None:

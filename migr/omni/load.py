@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from migr.errors import InputError, as_input_error
 from migr.files.records import read_object
 from migr.omni.adapters import attach_adapter
-from migr.omni.checks import OURS_ALONE, check_finite, check_processor, is_local, kernels_in
+from migr.omni.checks import OURS_ALONE, check_finite, check_processor, check_sizes, is_local, kernels_in
 from migr.omni.family import FAMILIES, Family, family_of
 
 # Matches the language model's projections and nothing else: the audio and the video tower have `q_proj` and the like
@@ -83,6 +84,7 @@ def load_thinker(
         stored = PreTrainedConfig.get_config_dict(name, local_files_only=is_local(name))[0]
         half = str(dtype if dtype != "auto" else stored.get("dtype", stored.get("torch_dtype")))
         attn_implementation = "flash_attention_2" if half.endswith("float16") else None  # it knows half precision only
+    check_model_size(name)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with quiet(), as_input_error(f"{path}: the model cannot be loaded"):
         model, report = model_family(name).thinker.from_pretrained(
@@ -157,6 +159,13 @@ def thinker_config(path: str | Path) -> Any:
     """The thinker's configuration of a model that `check_model` accepts."""
     with as_input_error(f"{path}: the model's configuration cannot be used"):
         return model_family(path).config.from_pretrained(str(path), local_files_only=is_local(path))
+
+
+def check_model_size(name: str) -> None:
+    """Refuse a folder whose configuration describes more weights than are there (`check_sizes`)."""
+    if is_local(name) and not is_deepspeed_zero3_enabled():  # there, its modules would be spread over the processes
+        with quiet():
+            check_sizes(name, lambda: model_family(name).thinker(thinker_config(name)))
 
 
 def is_whole(path: str | Path) -> bool:

@@ -20,8 +20,9 @@ from migr.engine.task import Task
 from migr.errors import InputError
 from migr.rollout.checkpoint import base_digest
 from migr.rollout.merging import adapter_tensors
-from migr.rollout.protocol import LARGEST, PROTOCOL, pack
+from migr.rollout.protocol import KIND, LARGEST, PROTOCOL, pack
 from migr.rollout.sampler import Draw, Drawn
+from migr.rollout.token import token_for
 
 GREETING = 10.0  # seconds until a server that is ready has said so
 CONNECT = 60.0  # seconds until one that is busy has taken the call
@@ -197,7 +198,8 @@ def ask(url: str, path: str, message: bytes | None = None, timeout: float | None
             for option, number in ALIVE:
                 if hasattr(socket, option):  # not everywhere
                     connection.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), number)
-            connection.request("GET" if message is None else "POST", parts.path + path, message)
+            headers = {"Content-Type": KIND, "Authorization": f"Bearer {token_for(url)}"}
+            connection.request("GET" if message is None else "POST", parts.path + path, message, headers)
             answer = connection.getresponse()
             text = answer.read()
     except HTTPException as error:

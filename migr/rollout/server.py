@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from migr.errors import InputError
+from migr.errors import InputError, reason
 from migr.files.records import digest
+from migr.rollout.checking import check_draw
 from migr.rollout.protocol import unpack
 from migr.rollout.sampler import Draw, Drawn, Sampler
 
@@ -60,7 +61,7 @@ class Desk:
         return job.answer.result()
 
     def work(self) -> NoReturn:
-        """Work until vLLM fails."""
+        """Work until vLLM fails; whoever waits then is told so."""
         waiting: deque[Job] = deque()
         while True:
             while not self._jobs.empty() or not (waiting or self._running):
@@ -68,7 +69,13 @@ class Desk:
             while waiting and (waiting[0].kind == "sample" or not self._running):
                 self._begin(waiting.popleft())
             if self._running:
-                for name, drawn in self.sampler.ended().items():
+                try:
+                    ended = self.sampler.ended()
+                except Exception as error:
+                    for lost in {*waiting, *(job for job, _ in self._running.values())}:
+                        lost.answer.set_exception(InputError(f"the server's vLLM failed ({reason(error)})"))
+                    raise
+                for name, drawn in ended.items():
                     job, at = self._running.pop(name)
                     self._draw(job, at, drawn)
 
@@ -108,6 +115,7 @@ class Desk:
         try:
             for prompt, seed in words["draws"]:
                 media, ids = words["prompts"][prompt]
+                check_draw(self.sampler.task, ids, features[media], seed)
                 names.append(self.sampler.begin(Draw(ids, media, features[media], seed), parameters))
         except Exception:
             self.sampler.llm.llm_engine.abort_request(names)
