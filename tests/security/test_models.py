@@ -321,7 +321,6 @@ def test_an_adapter_must_fit_exactly(kind, model, adapter, copy, tmp_path):
 SETTINGS = {
     "targets that are fewer": {"target_modules": ["q_proj"]},
     "targets of exponential time": {"target_modules": "(([a-z_.0-9])+)+!"},
-    "targets of exponential time, excluded": {"exclude_modules": "(([a-z_.0-9])+)+!"},
     "no expression": {"target_modules": "(("},
     "nothing": {"target_modules": "nothing"},
     "ranks by an expression": {"rank_pattern": {"(([a-z_.0-9])+)+!": 2}},
