@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from migr.judge.base import Around, Judge, Judgement
-from migr.text.labels import LabelSet
+from migr.text.labels import LabelSet, label_set
 
 HIDDEN = "…"
 # Stems of English words that name one of DFEW's or MAFW's emotions, with the endings that keep the meaning. What a face
@@ -33,8 +33,12 @@ class HidingJudge(Around):
 
     def __init__(self, judge: Judge, labels: LabelSet) -> None:
         self.inner, self.name = judge, f"{judge.name}, emotion words hidden"
-        own = map(re.escape, sorted({*labels.labels, *labels.synonyms}, key=len, reverse=True))
-        self.words = re.compile(rf"\b(?:{'|'.join([*_STEMS.split(), *own])})\b", re.IGNORECASE)
+        sets = (labels, label_set("dfew"), label_set("mafw"))
+        names = {word for known in sets for word in (*known.labels, *known.synonyms)}
+        own = sorted(map(re.escape, names), key=len, reverse=True)
+        spaced = "|".join([*_STEMS.split(), *(word for word in own if word.isascii())])
+        unspaced = "|".join(word for word in own if not word.isascii())  # Chinese has no spaces around words
+        self.words = re.compile(rf"\b(?:{spaced})\b|{unspaced}", re.IGNORECASE)
 
     def hide(self, text: str) -> str:
         """The text that the other judge reads."""

@@ -124,6 +124,8 @@ def test_every_word_that_names_an_emotion_is_hidden_and_evidence_is_not():
     words = [word for family in _FAMILIES for word in family] + ["sadly", "Angrily", "unhappiness", "taken aback"]
     assert [word for word in words if hide(f"He is {word}.") != "He is …."] == []
     assert hide("A smile, tears, a shout: madam, the contents!") == "A smile, tears, a shout: madam, the contents!"
+    assert hide("他看起来很悲伤，声音低沉") == "他看起来很…，声音低沉"
+    assert hide("Livid and frustrated, she is upset.") == "… and …, she is …."
     own = label_set("mafw")
     assert HidingJudge(LexiconJudge(own), own).hide("Contempt!") == "…!"
 
