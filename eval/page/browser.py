@@ -24,6 +24,13 @@ from migr.text.labels import LabelSet, label_set
 CLIPS_SHOWN = 20_000
 LONGEST_REASONING = 20_000  # characters of one response
 
+PLAYABLE = {  # container's ending -> codecs that current browsers play in it
+    **{ending: {"h264", "av1", "vp9", "aac", "mp3", "opus", "flac"} for ending in (".mp4", ".m4v", ".mov")},
+    ".webm": {"vp8", "vp9", "av1", "opus", "vorbis"},
+    ".wav": {"pcm_s16le", "pcm_u8", "pcm_f32le", "pcm_s24le"},
+    **{".mp3": {"mp3"}, ".m4a": {"aac"}, ".ogg": {"opus", "vorbis"}, ".flac": {"flac"}},
+}
+
 # What can have happened to a clip, in the order of the page.
 CELLS = (
     "right_consistent",
@@ -81,7 +88,8 @@ def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
     Args:
         runs: The runs, in the order of the columns. Clips that only some of them have are shown as well.
         page: The HTML file; links to clips are relative to its folder.
-        copy_clips: Copy the clips into `<page>_files` beside the page, so that the folder can be moved.
+        copy_clips: Copy the clips into `<page>_files` beside the page, so that the folder can be moved; what no
+            browser plays (MJPEG of frame folders, AVI, MKV, MPEG-4 Part 2) as a small H.264 and AAC file.
 
     Raises:
         InputError: A file is missing or a row in it is wrong; two runs give a clip different labels.
@@ -256,12 +264,42 @@ def _add_media(table: dict[str, Row], clips: Sequence[Clip], page: Path, copy: b
         if not path.is_file():
             row["missing"] = clean(str(path))
             continue
+        codecs = [codec for key in ("video_codec", "audio_codec") if isinstance(codec := clip.extra.get(key), str)]
+        odd = unplayable(path, codecs)
         if copy:
-            copies.mkdir(parents=True, exist_ok=True)
-            path = copies / f"{number:06d}{clip.path.suffix}"
-            if not path.is_file() or path.stat().st_size != clip.path.stat().st_size:
-                shutil.copyfile(clip.path, path)
+            path, odd = _copied(path, copies / f"{number:06d}{path.suffix}", odd)
+        if odd:
+            row["odd"] = clean(odd, 40)
         row["src"] = quote(os.path.relpath(path, folder))
+
+
+def unplayable(path: Path, codecs: list[str]) -> str | None:
+    """What no browser plays of a file: a codec by name, or the container's ending; None if one does."""
+    known = PLAYABLE.get(path.suffix.casefold())
+    if known is None:
+        return path.suffix.removeprefix(".") or "a file without an ending"
+    # PyAV names decoders: libdav1d decodes av1
+    names = {"libdav1d": "av1", "mp3float": "mp3", "libopus": "opus", "libvorbis": "vorbis"}
+    return next((codec for codec in codecs if names.get(codec, codec) not in known), None)
+
+
+def _copied(source: Path, target: Path, odd: str | None) -> tuple[Path, str | None]:
+    """Copy a clip beside the page, transcoded if no browser plays it; also what no browser plays of the copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if odd:
+        from migr.clips.container import MediaError  # with PyAV, which pages without such clips do not need
+        from migr.clips.transcode import transcode
+
+        made = target.with_suffix(".mp4")
+        try:
+            if not made.is_file() or made.stat().st_mtime < source.stat().st_mtime:
+                transcode(source, made)
+            return made, None
+        except MediaError:
+            pass  # as it is; the page names what it is
+    if not target.is_file() or target.stat().st_size != source.stat().st_size:
+        shutil.copyfile(source, target)
+    return target, odd
 
 
 def _cut(parts: Iterable[tuple[str | None, str]]) -> list[tuple[str | None, str]]:

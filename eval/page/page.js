@@ -139,7 +139,7 @@ function play(clip) {
     const gone = clip?.missing ? `The file is not there: ${clip.missing}` : "The page was made without the clips.";
     $("trouble").textContent = gone;
   } else if (player.getAttribute("src") !== clip.src) {
-    $("trouble").textContent = "";
+    $("trouble").textContent = clip.odd ? `Few browsers or none play ${clip.odd}; --copy_clips makes copies that play.` : "";
     player.src = $("file").href = clip.src;
   }
 }
