@@ -24,9 +24,10 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from migr.cli import Parser
+from migr.cli import Parser, settings_of
 from migr.errors import InputError, exit_on_input_error
 from migr.rollout.token import LOOPBACK, VARIABLE, new_token
+from migr.settings import EngineSettings
 
 
 def arguments() -> argparse.Namespace:
@@ -35,15 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="the base model of the training: a folder, or a name on the Hub")
     parser.add_argument("--host", default="127.0.0.1", help="address to answer on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16; must be the training's")
-    parser.add_argument("--max_length", type=int, default=8192, help="longest prompt and completion, in tokens")
-    parser.add_argument("--batch_size", type=int, default=128, help="completions worked on together")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of the GPU's memory")
-    parser.add_argument("--tensor_parallel", type=int, default=1, help="GPUs that the model is spread over")
+    parser.add_settings(EngineSettings, without=("engine",), batch_size=128)
     args = parser.parse_args()
-    for name in ("max_length", "batch_size", "tensor_parallel"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}: must be at least 1, not {getattr(args, name)}")
+    settings_of(EngineSettings, args)  # checks the ranges
     return args
 
 
@@ -149,16 +144,14 @@ def main() -> None:
     from migr.clips.media import MediaSettings
     from migr.engine.task import Task
     from migr.omni.inputs import OmniInputs
-    from migr.omni.load import DTYPES, check_model, load_processor, thinker_config
+    from migr.omni.load import check_model, load_processor, thinker_config
     from migr.rollout.checkpoint import base_digest
     from migr.rollout.protocol import PROTOCOL
     from migr.rollout.sampler import Sampler, check_whole
     from migr.rollout.server import Desk
 
-    if args.dtype not in DTYPES:
-        raise InputError(f"--dtype: {args.dtype!r} is not one of {', '.join(DTYPES)}")
     check_whole(model := check_model(args.model))
-    limit = min(args.max_length, thinker_config(model).text_config.max_position_embeddings)
+    limit = min(args.max_model_length, thinker_config(model).text_config.max_position_embeddings)
     try:
         server: Any = Server((args.host, args.port), Handler)
     except (OSError, OverflowError) as error:
@@ -168,7 +161,7 @@ def main() -> None:
     dtype = "float32" if args.dtype == "auto" and not torch.cuda.is_available() else args.dtype
     task = Task(OmniInputs(load_processor(model), MediaSettings()), limit, 0.0, 0, args.batch_size, limit)
     workers = {"tensor_parallel": args.tensor_parallel, "worker_extension_cls": "migr.rollout.merging.MergesAdapters"}
-    with Sampler(model, dtype, task, args.gpu_memory_utilization, **workers) as sampler:
+    with Sampler(model, dtype, task, args.vllm_gpu_memory_utilization, **workers) as sampler:
         # Serve
         server.desk = Desk(sampler)
         server.facts = {

@@ -58,7 +58,7 @@ class Remote:
         if facts["max_length"] < task.max_length:
             raise InputError(
                 f"{self.url}: the server takes {facts['max_length']} tokens, training {task.max_length}; start it with "
-                f"--max_length {task.max_length}, or lower vllm_max_model_length"
+                f"--max_model_length {task.max_length}, or lower vllm_max_model_length"
             )
         self.sample([], settings)
 

@@ -20,7 +20,6 @@ _BOTH: dict[str, tuple[Any, str]] = {
     "eval_on_start": (False, _NO_EVALUATION),
     "do_eval": (False, _NO_EVALUATION),
     "do_predict": (False, _NO_EVALUATION),
-    "load_best_model_at_end": (False, _NO_EVALUATION),
     "use_liger_kernel": (False, "its kernels do not know the thinker"),
     "ignore_data_skip": (False, "a run that goes on must see the rows that it had not seen"),
     "save_only_model": (False, "a run goes on exactly only with optimizer and random state saved"),
