@@ -11,7 +11,7 @@ from typing import IO, Any, NoReturn
 
 from migr.errors import InputError
 from migr.files.growing import lock, parts
-from migr.files.records import read_json, write_json
+from migr.files.records import read_object, write_json
 
 BESIDE = ("timings.jsonl", "quarantined.jsonl", "inflight.jsonl", "crash.txt")  # beside predictions.jsonl
 FINISHED = "finished"  # key of the record: all output is written
@@ -62,7 +62,7 @@ def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> 
     record = record_of(out)
     if not record.exists():
         raise InputError(f"{files[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
-    old = read_json(record)
+    old = read_object(record)
     if changed := differences(old, json.loads(json.dumps(config))):
         refuse_other(out, changed)
     return bool(old.get(FINISHED)) and all(path.exists() for path in files)
@@ -71,7 +71,7 @@ def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> 
 def finish(out: Path) -> None:
     """Mark the run as finished: the same command finds it and does nothing."""
     record = record_of(out)
-    write_json(record, {**read_json(record), FINISHED: True})
+    write_json(record, {**read_object(record), FINISHED: True})
 
 
 def refuse_other(out: str | Path, changed: Sequence[str], flag: str = "--out") -> NoReturn:

@@ -1,7 +1,10 @@
 """A run's folder: begin or resume it, and know which checkpoints are whole."""
 
 import json
+import re
 import shutil
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from migr.errors import InputError, printable
 from migr.files.claim import LOCK, differences, hold, refuse_other
 from migr.files.fingerprint import file_digest
-from migr.files.records import read_json, write_environment, write_json
+from migr.files.records import read_object, sync, write_environment, write_json
 
 MARKER = "complete"  # written last, after a barrier: a checkpoint without it may be half-written
 # What may change between the two parts of an interrupted run without changing what is learned.
@@ -29,15 +33,58 @@ class CompleteMarker(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer on every rank after it has saved."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if PartialState().is_local_main_process:
+            for path in (*_files(checkpoint), checkpoint):
+                sync(path)  # before the marker: a power cut must not leave the marker alone
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MARKER).touch()
+            mark(checkpoint)
+
+
+def mark(checkpoint: Path) -> None:
+    """Write the marker of a checkpoint that is whole: the size and sum of each of its files."""
+    write_json(checkpoint / MARKER, {str(path.relative_to(checkpoint)): _sum(path) for path in _files(checkpoint)})
 
 
 def last_complete(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that carries the marker; half-written ones are passed over."""
-    whole = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{MARKER}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest checkpoint whose files are those that its marker names; the others are passed over, damaged ones with
+    a note.
+    """
+    numbered = re.compile(r"checkpoint-(\d{1,12})")
+    folders = {int(match[1]): path for path in Path(output_dir).glob("*") if (match := numbered.fullmatch(path.name))}
+    for _, folder in sorted(folders.items(), reverse=True):
+        if (folder / MARKER).is_file():
+            fault = _fault(folder)
+            if fault is None:
+                return folder
+            if PartialState().is_main_process:
+                print(printable(f"note: {folder} is damaged ({fault}); it is passed over"), file=sys.stderr)
+    return None
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint that carries a marker."""
+    try:
+        sums = read_object(checkpoint / MARKER)
+    except InputError as error:
+        return str(error)
+    if missing := sorted(sums.keys() - {str(path.relative_to(checkpoint)) for path in _files(checkpoint)}):
+        return f"{missing[0]} is missing"
+    return next((f"{name} is not as it was" for name in sums if _sum(checkpoint / name) != sums[name]), None)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
+
+
+def _sum(path: Path) -> list[int]:
+    """A file's size and CRC-32: it notices what an accident changes, as fast as a disk reads."""
+    total = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            total = zlib.crc32(part, total)
+    return [path.stat().st_size, total]
 
 
 def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), overwrite: bool = False) -> str | None:
@@ -66,7 +113,7 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
     own |= {f"content of {Path(name).name}": file_digest(Path(name)) for name in inputs}
     own, trainer = ({key: _plain(value) for key, value in part.items() if key not in _FREE} for part in (own, trainer))
     recorded = folder / "run.json"
-    old = read_json(recorded) if recorded.exists() else None
+    old = read_object(recorded, run=dict, trainer=dict) if recorded.exists() else None
     if state.is_main_process:
         hold(folder)
     changed = [] if old is None else differences(old["run"], own)

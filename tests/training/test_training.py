@@ -28,7 +28,7 @@ from migr.rollout.merging import folded
 from migr.text.labels import DFEW
 from migr.training.grpo import EpochRepeatSampler, OmniGRPOTrainer
 from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
-from migr.training.runs import MARKER, CompleteMarker, begin, last_complete
+from migr.training.runs import MARKER, CompleteMarker, begin, last_complete, mark
 from migr.training.sft import IGNORED, ByLength, OmniSFTTrainer, TargetCollator
 
 COMMON = dict(
@@ -512,7 +512,7 @@ def test_the_newest_whole_checkpoint_is_the_one_of_the_highest_number(tmp_path):
     for step, whole in ((9, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / MARKER).touch()
+            mark(tmp_path / f"checkpoint-{step}")
     assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
 
 
@@ -532,7 +532,7 @@ def test_what_defines_a_run_and_what_does_not(tmp_path):
     assert start({"a": 1}) is None
     (out / "checkpoint-3").mkdir()  # half-written
     assert start({"a": 2}) is None, "without a whole checkpoint there is nothing to lose"
-    (out / "checkpoint-3" / MARKER).touch()
+    mark(out / "checkpoint-3")
     assert start({"a": 2, "save_steps": 7, "cache_dir": "x"}) == str(out / "checkpoint-3")
     given.write_text('{"x": 1}\n')
     with pytest.raises(InputError, match=r"with another content of clips\.jsonl \(\w+, now \w+\): .*--output_dir"):
