@@ -117,7 +117,8 @@ def costs(args: Any, training: Any, found: Estimate, gpus: int, rows: int) -> tu
         return "", ""
     rows = min(rows, args.limit or rows)
     time, (cache, saved) = hours(args, training, found, rows, gpus), disk(args, training, rows)
-    return "not measured" if time is None else f"{time:.1f}", f"{cache / 1e9:.1f} + {saved / 1e9:.1f}"
+    below = "below " if getattr(training, "use_vllm", False) else ""
+    return f"{below}{time:.1f}", f"{cache / 1e9:.1f} + {saved / 1e9:.1f}"
 
 
 def main() -> None:

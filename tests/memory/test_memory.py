@@ -22,7 +22,7 @@ from migr.memory.published import PUBLISHED, configuration, without_weights
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import LORA, load_processor, load_thinker
 from migr.omni.prompt import question, render_prompt
-from migr.training.arguments import OmniArguments, parse
+from migr.training.arguments import OmniArguments, SFTArguments, parse
 
 MEDIA = MediaSettings(max_frames=16, max_pixels=100352)
 NAMES = list(PUBLISHED)
@@ -160,6 +160,25 @@ def in_this_process(kind, argv, out):
         patch.setattr(sys, "argv", [f"{kind}.py", *argv])
         importlib.import_module(f"stages.{kind}").main()
     assert "gpu" not in read_json(out / "done.json")
+
+
+def test_the_fastest_batch_fits_and_keeps_the_effective_one():
+    from trl import SFTConfig
+
+    from migr.memory.fit import fit, hours
+
+    flags = ["--model", "Qwen/Qwen2.5-Omni-3B", "--output_dir", "out", "--use_cpu", "true", "--max_frames", "8"]
+    flags += ["--max_pixels", "50176", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "32"]
+    args, config = parse([SFTArguments, SFTConfig], flags)
+    small, large = (fit(args, config, gib * GIB, 1, 0) for gib in (24, 80))
+    assert small.checkpointing and not large.checkpointing  # memory asks for it, or not
+    assert small.rows * small.accumulation == large.rows * large.accumulation == 32
+    assert small.estimate.peak < 24 * GIB < large.estimate.peak < 80 * GIB
+    assert large.seconds < small.seconds
+    assert f"per_device_train_batch_size: {large.rows}" in large.lines()
+    assert hours(args, config, small.estimate, 580, 1) > 5 * small.seconds * 580 / 32 * 3 / 3600  # a row at a time
+    with pytest.raises(InputError, match="not even 1 row"):
+        fit(args, config, 8 * GIB, 1, 0)
 
 
 def test_the_check_against_a_gpu_runs_tiny_on_a_cpu_and_claims_no_peak(monkeypatch, tmp_path, capsys):
