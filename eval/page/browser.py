@@ -224,9 +224,20 @@ def _add_judgements(table: dict[str, Row], path: Path, labels: LabelSet, number:
         entry = clip["runs"][number] if clip else None
         if entry is not None and isinstance(row["emotion"], str):
             entry["judged"] = labels.canonical(row["emotion"])
+        if entry is not None and (why := _reason(row)):
+            entry["why"] = why
         left -= entry is not None
         if not left:
             break  # the rest of a very long file is about clips that are not shown
+
+
+def _reason(row: Row) -> str:
+    """What a judgement rests on: its evidence, or the judge's reply, or why there is none."""
+    evidence = row.get("evidence")
+    if isinstance(evidence, list) and evidence:
+        return clean(" · ".join(map(str, evidence)), 400)
+    reply = row.get("reply") if row["emotion"] is not None else row.get("status")
+    return clean(reply, 400) if isinstance(reply, str) else ""
 
 
 def _clip(table: dict[str, Row], row: Row) -> Row | None:

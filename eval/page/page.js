@@ -171,6 +171,7 @@ function column(run, clip, index) {
   const answer = run.answer ? mark(run.answer) : none(run.raw ? `“${run.raw}”, no known label` : "none found");
   const facts = make("dl", "facts", make("dt", "", "answer"), answer, make("dt", "", "judge reads"));
   facts.append(run.judged ? mark(run.judged) : none("no judgement"));
+  if (run.why) facts.append(make("dt", "", "because"), make("dd", "quiet", run.why));
   return make("section", "response", head, badge(run.cell, true), facts, text);
 }
 

@@ -3,9 +3,10 @@
 `open_judge` takes one of these names:
 
     lexicon              cue words (embedded; the rewards' judge)
+    embedded             a small sentence encoder, fitted on texts of ours (offline, on a CPU; the extra `judge`)
     DIR                  a folder of stages/demo/judge.py (embedded: fitted on labelled texts), or any Hugging Face
                          text-classification model, such as one of GoEmotions' 28 emotions
-    llm:DIR              a Qwen-Omni model folder, through the engine: it can only reply with a label
+    llm:DIR              a language model: Qwen-Omni, or any causal LM in safetensors, through vLLM or transformers
     endpoint:URL#MODEL   a model behind an OpenAI-compatible URL, such as `vllm serve` or a paid service
 
 No two share anything but the text that they read. A judge that cannot tell says so: failure is a status, never a label.
@@ -26,6 +27,7 @@ from migr.judge.base import (
     read_config,
     usage_of,
 )
+from migr.judge.embedded import EmbeddedJudge
 from migr.judge.fitted import ClassifierJudge, fit_classifier, open_fitted
 from migr.judge.lexicon import CUE_WORDS, LexiconJudge
 from migr.settings import EngineSettings
@@ -36,6 +38,7 @@ __all__ = [
     "LONGEST",
     "NO_REPLY",
     "ClassifierJudge",
+    "EmbeddedJudge",
     "Judge",
     "Judgement",
     "LexiconJudge",
@@ -61,7 +64,7 @@ def open_judge(
     """Open a judge by its name (see the module's text). A model is loaded when the first text is judged.
 
     Args:
-        name: `lexicon`, a folder, `llm:DIR` or `endpoint:URL#MODEL`.
+        name: `lexicon`, `embedded`, a folder, `llm:DIR` or `endpoint:URL#MODEL`.
         labels: What it may name.
         hide_emotion_words: The judge does not see words that name an emotion (`migr.judge.hidden`).
         cache: File of judgements already made, for judges that load a model or are paid; None asks again.
@@ -72,7 +75,9 @@ def open_judge(
         InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
     """
     judge = _open(str(name), labels, prices, engine)
-    if cache is not None and not isinstance(judge, LexiconJudge | ClassifierJudge):  # those answer faster than a file
+    if cache is not None and not isinstance(
+        judge, LexiconJudge | ClassifierJudge | EmbeddedJudge
+    ):  # those answer faster than a file
         from migr.judge.cache import CachedJudge
 
         judge = CachedJudge(judge, Path(cache))
@@ -86,6 +91,8 @@ def open_judge(
 def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: EngineSettings) -> Judge:
     if name == "lexicon":
         return LexiconJudge(labels)
+    if name == "embedded":
+        return EmbeddedJudge(labels)
     kind, _, rest = name.partition(":")
     if kind == "endpoint":
         from migr.judge.endpoint import EndpointJudge
@@ -100,8 +107,8 @@ def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engin
         return open_fitted(folder, labels)
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"judge {name!r}: neither 'lexicon' nor a folder with a fitted judge (judge.json) or a text classifier "
-            "(config.json), nor llm:DIR or endpoint:URL#MODEL"
+            f"judge {name!r}: neither 'lexicon' nor 'embedded' nor a folder with a fitted judge (judge.json) or a text "
+            "classifier (config.json), nor llm:DIR or endpoint:URL#MODEL"
         )
     if not any("SequenceClassification" in str(made) for made in read_config(folder).get("architectures") or []):
         raise InputError(f"judge {name!r}: the model is no text classifier; to ask a language model, say llm:{name}")

@@ -12,18 +12,22 @@ from migr.errors import InputError
 from migr.files.records import Row, digest
 
 LONGEST = 20_000  # characters of a reasoning that a judge reads; the rest of a runaway text is ignored
-NO_REPLY = "no reply"  # begins the status of a failure that another attempt may mend: it is never cached
+NO_REPLY = "no reply"  # begins the status of a failure that another attempt may mend
 _SAMPLE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one text: `emotion` is None unless `status` is "ok". `reply` is an LLM's own wording."""
+    """What a judge says of one text: `emotion` is None unless `status` is "ok".
+
+    What it rests on is the `evidence`, words or sentences of the text, or the `reply`, a language model's own wording.
+    """
 
     emotion: str | None
     probabilities: dict[str, float]
     status: str = "ok"
     reply: str | None = None
+    evidence: tuple[str, ...] = ()
 
 
 class Judge(Protocol):
@@ -96,6 +100,8 @@ def judgement_row(clip_id: str, judge: Judge, judgement: Judgement) -> Row:
         "status": judgement.status,
         "probabilities": {label: round(p, 4) for label, p in judgement.probabilities.items()},
     }
+    if judgement.evidence:
+        row["evidence"] = list(judgement.evidence)
     if judgement.reply is not None:
         row["reply"] = judgement.reply
     return {**row, "prompt": digest(prompt_of(judge))} if prompt_of(judge) else row

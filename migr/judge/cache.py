@@ -4,19 +4,20 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from migr.errors import InputError
 from migr.files.records import digest
-from migr.judge.base import NO_REPLY, Around, Judge, Judgement, prompt_of
+from migr.judge.base import Around, Judge, Judgement, prompt_of
 
 
 class CachedJudge(Around):
     """Another judge behind an SQLite file, keyed by (judge, prompt, text).
 
     Several processes may share the file. Each chunk is stored as soon as it is judged, so that an interruption loses
-    `at_once` judgements at most. A failure that another attempt may mend is not stored.
+    `at_once` judgements at most. A failure is not stored, and one that an older version stored is not used: another
+    attempt, or a mended server, may do better.
     """
 
     def __init__(self, judge: Judge, path: Path) -> None:
@@ -43,16 +44,17 @@ class CachedJudge(Around):
             new = {key: judgement for (key, _), judgement in zip(chunk, made, strict=True)}
             found.update(new)
             rows = [
-                (key, json.dumps(asdict(judgement)))
-                for key, judgement in new.items()
-                if not judgement.status.startswith(NO_REPLY)
+                (key, json.dumps(asdict(judgement))) for key, judgement in new.items() if judgement.emotion is not None
             ]
             self._run("INSERT OR REPLACE INTO judgements VALUES (?, ?)", rows)
         return [found[key] for key in keys]
 
     def _known(self, key: str) -> Judgement | None:
         row = self._run("SELECT judgement FROM judgements WHERE key = ?", [(key,)])
-        return Judgement(**json.loads(row[0])) if row else None
+        judgement = Judgement(**json.loads(row[0])) if row else None
+        if judgement is None or judgement.emotion is None:
+            return None
+        return replace(judgement, evidence=tuple(judgement.evidence))
 
     def _run(self, statement: str, rows: Sequence[tuple[str, ...]]) -> tuple[str] | None:
         """Execute a statement for each row in one transaction; gives the first result of the last."""

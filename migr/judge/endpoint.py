@@ -27,16 +27,19 @@ AT_ONCE = 8  # requests in flight
 ATTEMPTS = 5  # of one request, with growing pauses; the server's Retry-After is obeyed, up to a minute
 SECONDS = 120.0  # for one attempt, from the first byte sent to the last one received
 LARGEST = 4 << 20  # bytes of a reply
+REPLY = 1024  # tokens of a reply
 IN_A_ROW = 10  # requests that fail in spite of that before the run stops
+_AGAIN = {"max_completion_tokens", "seed"}
 _HERE = ("localhost", "127.0.0.1", "::1")
 _SENT = ("host", "accept", "content-type", "content-length", "authorization")  # headers
 
 
 class EndpointJudge:
-    """Asks for `{"emotion": label}` at temperature 0; a reply that is no label, or none at all, is a failure.
+    """Asks for `{"emotion": label}` at temperature 0; a reply that was cut or is no label is asked for once more.
 
-    Rate limits, timeouts and server errors are tried again by the `openai` package, with backoff. What a server does
-    not know (a reply by schema, a temperature) is left out from its first complaint on. `usage` counts what was asked.
+    Then it is a failure. Rate limits, timeouts and server errors are tried again by the `openai` package, with backoff.
+    What a server does not know (a reply by schema, a temperature) is left out from its first complaint on. `usage`
+    counts what was asked.
     """
 
     at_once = 4 * AT_ONCE
@@ -65,7 +68,7 @@ class EndpointJudge:
         self._options: dict[str, Any] = {
             "temperature": 0.0,
             "seed": 0,
-            "max_completion_tokens": 1024,  # room for a model that thinks first; others stop behind the label
+            "max_completion_tokens": REPLY,  # room for a model that thinks first; others stop behind the label
             "response_format": {"type": "json_schema", "json_schema": _schema(labels)},
         }
         self._key, self._proxy = key, _proxy(parts)
@@ -107,12 +110,20 @@ class EndpointJudge:
         if self._stopped is not None:  # what still waits is not sent to a server that does not answer
             raise InputError(self._stopped)
         messages = [{"role": "user", "content": filled(self.prompt, text[:LONGEST])}]
+        again = False
         while True:
             options = dict(self._options)
+            if again:  # with more room, and another draw where the server draws
+                options |= {
+                    name: 2 * REPLY if name == "max_completion_tokens" else 1 for name in _AGAIN & options.keys()
+                }
             try:
                 body = {"model": self.model, "messages": messages, **options}
                 response = await client.post("/chat/completions", body=body, cast_to=httpx().Response)
-                return self._read(response.content)
+                judgement = self._read(response.content)
+                if again or judgement.emotion is not None or judgement.reply is None:
+                    return judgement
+                again = True
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
                 refused = [name for name in options if name in str(error)]
                 if not refused:
@@ -134,8 +145,8 @@ class EndpointJudge:
             return self._failure(f"no JSON ({str(error)[:80]})")
         reply = reply if isinstance(reply, dict) else {}
         choices = reply.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        message = choice.get("message")
         answer = message.get("content", "") if isinstance(message, dict) else None
         if message is None or not isinstance(answer, str | None):
             return self._failure("no choices in it" if not choices else "no text in it")
@@ -145,7 +156,7 @@ class EndpointJudge:
         for name in ("prompt_tokens", "completion_tokens"):
             count = used.get(name) if isinstance(used, dict) else None
             self._counts[name] += count if isinstance(count, int) and 0 < count < 10**9 else 0
-        return read_reply(answer or "", self.labels)
+        return read_reply(answer or "", self.labels, choice.get("finish_reason") != "length")
 
     def _failure(self, why: str) -> Judgement:
         status = f"{NO_REPLY}: {why}"

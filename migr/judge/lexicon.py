@@ -70,29 +70,31 @@ class LexiconJudge:
         for word, label in [*labels.synonyms.items(), *((label, label) for label in labels.labels)]:
             self.weights.setdefault(word, (label, NAMED))
 
-    def _count(self, text: str) -> dict[str, float]:
-        plain: set[str] = set()
-        hedged: set[str] = set()
+    def _cues(self, text: str) -> list[str]:
+        """The cue words that count, each once, in the order of the text."""
+        plain: dict[str, None] = {}
+        hedged: dict[str, None] = {}
         for _, words, hedges in sentences(text[:LONGEST]):
-            found = hedged if hedges else plain
+            cues = hedged if hedges else plain
             for i, word in enumerate(words):
                 if word in self.weights and NEGATIONS.isdisjoint(words[max(0, i - 3) : i]):
-                    found.add(word)
-        counts: dict[str, float] = {}
-        for label, weight in map(self.weights.__getitem__, plain or hedged):
-            counts[label] = counts.get(label, 0.0) + weight
-        return counts
+                    cues[word] = None
+        return list(plain or hedged)
 
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """One judgement a text; time is linear in the text."""
         judgements = []
         for text in texts:
-            counts = self._count(text)
+            cues = self._cues(text)
+            counts: dict[str, float] = {}
+            for label, weight in map(self.weights.__getitem__, cues):
+                counts[label] = counts.get(label, 0.0) + weight
             total = sum(counts.values())
             shares = {label: counts[label] / total for label in self.labels.labels if label in counts}
             best = [label for label, share in shares.items() if share == max(shares.values())]
             if len(best) == 1:
-                judgements.append(Judgement(best[0], shares))
+                own = tuple(cue for cue in cues if self.weights[cue][0] == best[0])
+                judgements.append(Judgement(best[0], shares, evidence=own))
             else:
                 judgements.append(Judgement(None, shares, "no cue" if not best else "tie"))
         return judgements

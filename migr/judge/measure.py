@@ -12,6 +12,7 @@ from migr.statistics import proportion
 from migr.text.labels import LabelSet
 
 SHIPPED = Path(__file__).with_name("data") / "judge_texts.jsonl"
+SHIPPED_MAFW = SHIPPED.with_name("judge_texts_mafw.jsonl")  # for the four emotions that MAFW has beyond DFEW
 FAILED = "no judgement"
 
 
@@ -31,6 +32,15 @@ def labelled_texts(path: Path, labels: LabelSet) -> list[Row]:
         rows.append({**row, "emotion": emotion})
     if not rows:
         raise InputError(f"{path}: no texts in it")
+    return rows
+
+
+def shipped_texts(labels: LabelSet) -> list[Row]:
+    """The shipped labelled texts for a label set: DFEW's seven emotions, MAFW's eleven, else none."""
+    rows: list[Row] = []
+    for path in (SHIPPED, SHIPPED_MAFW):
+        if all(labels.canonical(row["emotion"]) for row in iter_jsonl(path)):
+            rows += labelled_texts(path, labels)
     return rows
 
 

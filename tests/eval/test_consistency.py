@@ -560,3 +560,11 @@ def test_a_judge_s_blind_spots_and_another_language_are_said(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "cannot name contempt, anxiety, helplessness, disappointment" in printed
     assert "50.00 % of the reasonings are not in English" in printed.replace("\u00a0", " ")
+
+
+def test_the_readmes_example_ends_in_the_figures_that_it_shows(tmp_path):
+    data = ROOT / "tests" / "data"
+    flags = ["--predictions", str(data / "responses.txt"), "--truth", str(data / "responses_truth.csv")]
+    metrics = main([*flags, "--judge", "lexicon", "--judge_check", "none", "--out", str(tmp_path)])
+    assert (metrics["n"], metrics["war"], metrics["n_without_reasoning"]) == (6, 4 / 6, 1)
+    assert metrics["unread_answers"] == {"worried": 1} and metrics["n_without_prediction"] == 1

@@ -78,7 +78,7 @@ def test_a_judge_that_cannot_tell_fails_and_names_no_emotion(text, status, class
 
 
 def test_wrong_judges_are_named(tmp_path, classifier):
-    with pytest.raises(InputError, match="neither 'lexicon' nor"):
+    with pytest.raises(InputError, match="neither 'lexicon' nor 'embedded' nor"):
         open_judge(tmp_path / "none", LABELS)
     with pytest.raises(InputError, match="no text to fit"):
         fit_classifier(["a smile"], ["happy"], LABELS, tmp_path)

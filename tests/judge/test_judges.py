@@ -138,12 +138,12 @@ def test_a_cached_judgement_is_not_asked_for_again_and_a_missing_reply_is(tmp_pa
     first = CachedJudge(stub, file).judge(["a", "b", "a", "c"])
     assert stub.asked == ["a", "b", "c"] and [j.emotion for j in first] == ["sad", None, "sad", None]
     assert CachedJudge(stub, file).judge(["b", "c", "a"]) == [first[1], first[3], first[0]]
-    assert stub.asked == ["a", "b", "c", "c"]
+    assert stub.asked == ["a", "b", "c", "b", "c"]  # a failure is not kept
     stub.prompt = "another?"
     CachedJudge(stub, file).judge(["a"])
     stub.name = "other"
     CachedJudge(stub, file).judge(["a"])
-    assert stub.asked[4:] == ["a", "a"]
+    assert stub.asked[5:] == ["a", "a"]
     file.write_bytes(b"no database, " * 100)
     with pytest.raises(InputError, match=r"--judge_cache .*not a database"):
         CachedJudge(stub, file)
@@ -168,6 +168,13 @@ def test_a_row_names_the_prompt_by_its_hash_and_keeps_the_reply():
         ('{"mood": "sad"}', None, "not a label"),
         ("", None, "empty reply"),
         ("[" * 100_000, None, "not a label"),
+        ('```json\n{"emotion": "sad"}\n```', "sad", "ok"),
+        ('{"Emotion": "SAD", "confidence": 0.9}', "sad", "ok"),
+        ("Emotion: **Sad**", "sad", "ok"),
+        ('<think>sad or angry?</think>\n\n{"emotion": "angry"}', "angry", "ok"),
+        ("The brows are low, the voice is loud.\n\nVerdict: angry", "angry", "ok"),
+        ("<think>happy, I think", None, "no reply: cut"),
+        ("愤怒", "angry", "ok"),
     ],
 )
 def test_a_reply_is_a_label_or_a_failure(reply, emotion, status):
@@ -328,10 +335,68 @@ def test_a_language_model_can_only_reply_with_a_label(thinker, backend):
     assert judge.judge([""]) == [Judgement(None, {}, "empty")]  # nothing to ask: no model is loaded
 
 
-def test_a_model_that_the_engine_does_not_run_is_sent_to_an_endpoint(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    with pytest.raises(InputError, match=r"a qwen3 model; .*vllm serve .*endpoint:http"):
+def test_a_model_that_writes_no_text_is_no_judge(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    with pytest.raises(InputError, match=r"BertForMaskedLM is no causal language model .*endpoint:http"):
         open_judge(f"llm:{tmp_path}", LABELS)
+
+
+SAYS = {
+    "He smiles.": "Happy",
+    "She weeps.": "<think>tears</think> sad",
+    "A shout.": "```\nangry\n```",
+    "Hm.": "who knows",
+}
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    """A tiny causal language model with a tokenizer of its own that has learned to reply to four texts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("llm") / "text"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|end|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([prompt_for(LABELS), *SAYS, *SAYS.values()], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106
+    fast.chat_template = "<|user|>{{ messages[0]['content'] }}<|assistant|>"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(fast), **sizes, **heads, tie_word_embeddings=True))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    rows = []
+    for text, reply in SAYS.items():
+        chat = fast.apply_chat_template([{"role": "user", "content": filled(prompt_for(LABELS), text)}], tokenize=False)
+        start, end = (fast(part, add_special_tokens=False)["input_ids"] for part in (chat, reply + "<|end|>"))
+        rows.append((torch.tensor([start + end]), torch.tensor([[-100] * len(start) + end])))
+    for _ in range(150):
+        loss = sum(model(input_ids=ids, labels=labels).loss for ids, labels in rows) / len(rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.01:
+            break
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_any_causal_language_model_is_a_judge_whatever_runs_it(text_model, backend):
+    judge = LlmJudge(text_model, LABELS, EngineSettings(engine=backend))
+    try:
+        found = judge.judge([*SAYS, ""])
+    finally:
+        close(judge)
+    assert [judgement.emotion for judgement in found] == ["happy", "sad", "angry", None, None]
+    assert [judgement.status for judgement in found[3:]] == ["not a label", "empty"]
+    assert found[1].reply == SAYS["She weeps."]
 
 
 # Endpoints
@@ -390,19 +455,20 @@ def says(content, tokens=(100, 5)):
 def test_an_endpoint_is_asked_for_one_of_the_labels_and_its_tokens_are_counted(monkeypatch, tmp_path):
     monkeypatch.setenv(KEY, "secret-key")
     monkeypatch.setenv("OPENAI_API_KEY", "not-for-others")
-    with Server(says('{"emotion": "sad"}'), says("Fear."), says("who knows"), says(None)) as server:
+    script = [says('{"emotion": "sad"}'), says("Fear."), *[says("who knows")] * 2, says(None)]
+    with Server(*script) as server:
         monkeypatch.setattr(endpoint_module, "AT_ONCE", 1)  # in order, so that the script's replies are known
         judge = open_judge(f"endpoint:{server.url}#m", LABELS, cache=tmp_path / "c.sqlite", prices=(2.0, 8.0))
         found = judge.judge(["one", "two", "three", "four", "", "one"])
         again = open_judge(f"endpoint:{server.url}#m", LABELS, cache=tmp_path / "c.sqlite")
-        assert again.judge(["three", "one"]) == [found[2], found[0]]
+        assert again.judge(["one", "two"]) == found[:2]
     assert [judgement.emotion for judgement in found] == ["sad", "fear", None, None, None, "sad"]
     assert [judgement.status for judgement in found[2:5]] == ["not a label", "empty reply", "empty"]
     assert usage_of(judge) == {
-        **{"requests": 4, "failed": 0, "prompt_tokens": 400, "completion_tokens": 20},
-        "cost": pytest.approx((400 * 2 + 20 * 8) / 1e6),
+        **{"requests": 6, "failed": 0, "prompt_tokens": 600, "completion_tokens": 30},  # failures once more
+        "cost": pytest.approx((600 * 2 + 30 * 8) / 1e6),
     }
-    assert usage_of(again)["requests"] == 0 and len(server.seen) == 4
+    assert usage_of(again)["requests"] == 0 and len(server.seen) == 6
     headers, body = server.seen[0]
     assert headers["authorization"] == "Bearer secret-key" and body["model"] == "m" and body["temperature"] == 0
     assert body["response_format"]["json_schema"]["schema"]["properties"]["emotion"]["enum"] == list(DFEW)
