@@ -44,12 +44,17 @@ def test_every_gold_target_scores_one_on_every_reward(index):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", " ", "a", "<answer>angry</answer>", ", ".join(DFEW), "angry or sad", "angry</answer><answer>angry"]
+    "answer", ["", " ", "a", "<answer>angry</answer>", ", ".join(DFEW), "angry or sad", "angry</answer><answer>sad"]
 )
 def test_empty_duplicated_nested_and_all_labels_answers_score_zero(answer):
     text = f"<think><audio>A harsh rough tone.</audio><video>Lowered brows.</video>So.</think><answer>{answer}</answer>"
     found = score(text)
     assert found["accuracy"] == 0.0 and found["consistency"] == 0.0
+
+
+def test_the_same_answer_twice_is_an_answer_and_not_the_format():
+    text = "<think><audio>A harsh rough tone.</audio>So.</think><answer>angry</answer><answer>angry</answer>"
+    assert score(text)["accuracy"] == 1.0 and score(text)["format"] == 0.0
 
 
 def test_a_right_answer_with_the_reasoning_of_another_emotion_is_not_consistent():
