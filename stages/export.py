@@ -19,14 +19,10 @@ from migr.settings import OutputSettings
 
 
 def contents(path: Path) -> str:
-    """Digest of an adapter or a model.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """Digest of an adapter with its base, or of a model; a name on the Hub stays a name."""
     if (path / "adapter_config.json").is_file():
-        return digest(model_digest(Path(adapter_base(path))), file_digest(path / "adapter_model.safetensors"))
-    return model_digest(path)
+        return digest(contents(Path(adapter_base(path))), file_digest(path / "adapter_model.safetensors"))
+    return model_digest(path) if (path / "config.json").is_file() else str(path)
 
 
 def main() -> None:
@@ -42,7 +38,7 @@ def main() -> None:
     if file.exists() and not args.overwrite and is_finished(args.out, config, [file]):
         print(f"export: {args.out} is finished already")
         return
-    beside = {record_of(args.out).name: {**config, FINISHED: True}}
+    beside = {record_of(args.out, False).name: {**config, FINISHED: True}}
     out = export(args.model, args.out, adapter=args.adapter, beside=beside)
     size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
     print(f"export: {args.model} merged, {size:.1f} MiB -> {out}")

@@ -20,9 +20,9 @@ LOCK = ".running"
 _held: dict[Path, IO[bytes]] = {}  # locks last as long as the process
 
 
-def record_of(out: Path) -> Path:
+def record_of(out: Path, is_file: bool) -> Path:
     """Where the record of an output stands: run.json in a folder, NAME.run.json beside a file."""
-    return out.with_suffix(".run.json") if out.suffix else out / "run.json"
+    return out.with_suffix(".run.json") if is_file else out / "run.json"
 
 
 def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite: bool = False) -> bool:
@@ -40,7 +40,7 @@ def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite
     Raises:
         InputError: The files of another run are there, or of an unknown one.
     """
-    record = record_of(out)
+    record = record_of(out, out in files)
     config = json.loads(json.dumps(config))  # as it will be read back
     beside = [record.parent / name for name in BESIDE] if record.name == "run.json" else []
     there = [file for path in files for file in parts(path)]
@@ -59,7 +59,7 @@ def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> 
     Raises:
         InputError: They are of another run, or of an unknown one.
     """
-    record = record_of(out)
+    record = record_of(out, out in files)
     if not record.exists():
         raise InputError(f"{files[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
     old = read_object(record)
@@ -70,7 +70,7 @@ def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> 
 
 def finish(out: Path) -> None:
     """Mark the run as finished: the same command finds it and does nothing."""
-    record = record_of(out)
+    record = record_of(out, out.is_file())
     write_json(record, {**read_object(record), FINISHED: True})
 
 

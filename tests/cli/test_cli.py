@@ -89,6 +89,12 @@ def test_what_is_inherited_is_said_where_a_flag_differs(parse, capsys):
 # Outputs
 
 
+def test_the_record_of_a_folder_is_inside_whatever_its_name(tmp_path):
+    out = tmp_path / "qwen2.5"
+    assert not claim(out, {"a": 1}, [out / "x.json"])
+    assert (out / "run.json").is_file()
+
+
 def test_an_output_goes_on_is_finished_or_is_refused(tmp_path):
     out, config = tmp_path / "out.jsonl", {"media": {"fps": 2.0}, "order": "video"}
     assert not claim(out, config, [out])
@@ -100,7 +106,7 @@ def test_an_output_goes_on_is_finished_or_is_refused(tmp_path):
         claim(out, config | {"media": {"fps": 4.0}}, [out])
     assert not claim(out, config | {"order": "audio"}, [out], overwrite=True) and not out.exists()
     out.write_text("{}\n")
-    record_of(out).unlink()
+    record_of(out, True).unlink()
     with pytest.raises(InputError, match="nothing tells which run wrote it"):
         claim(out, config, [out])
 

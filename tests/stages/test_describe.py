@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_and_another_model_or_question_may_not(descri
     out = tmp_path / "reasoning.jsonl"
     lines = described.out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:30])
-    shutil.copy(record_of(described.out), record_of(out))
+    shutil.copy(record_of(described.out, True), record_of(out, True))
     stage("describe", **described.given, out=out)
     assert "5 clips, 2 of them now" in capsys.readouterr().out
     assert [row["clip_id"] for row in read_jsonl(out)] == [row["clip_id"] for row in described.rows]
