@@ -41,7 +41,7 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
     from migr.training.runs import CompleteMarker, begin, finish
 
     folder = Path(run.out) / f"seed-{seed}"
-    config = fit.training_arguments(str(folder), seed, *selection(data.dataset))
+    config = fit.training_arguments(str(folder), seed, *selection(data.dataset), unused=network.head == "llm")
     chosen = {**asdict(network), "patience": fit.patience, "modalities": list(data.dims), "ablations": run.ablations}
     files = (str(data.folder / "clips.jsonl"), str(data.folder / "data.json"))
     resume = begin(folder, chosen, config, inputs=files, overwrite=run.overwrite)

@@ -90,8 +90,10 @@ class FitSettings:
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints that are kept, the best among them"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar; a line an epoch instead"})
 
-    def training_arguments(self, folder: str, seed: int, figure: str, more_is_better: bool) -> Any:
-        """transformers' own: the epoch is chosen on valid by this figure."""
+    def training_arguments(
+        self, folder: str, seed: int, figure: str, more_is_better: bool, unused: bool = False
+    ) -> Any:
+        """transformers' own: the epoch is chosen on valid by this figure; `unused`: some weights get no gradient."""
         from transformers import TrainingArguments
 
         values = {
@@ -111,6 +113,6 @@ class FitSettings:
             logging_nan_inf_filter=False,
             dataloader_pin_memory=False,
             report_to="none",
-            ddp_find_unused_parameters=False,
+            ddp_find_unused_parameters=unused,
             **values,
         )

@@ -24,8 +24,8 @@ WEIGHTS = "model.safetensors"
 class Positions(Dataset[int]):
     """The positions of a split's clips; the collator fetches what stands there."""
 
-    def __init__(self, split: Split, limit: int | None = None) -> None:
-        self.count = min(len(split), limit or len(split))
+    def __init__(self, split: Split) -> None:
+        self.count = len(split)
 
     def __len__(self) -> int:
         return self.count

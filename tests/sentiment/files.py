@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from migr.sentiment.sets import SETS
+
 SHAPES = {"text": (12, 16), "vision": (30, 6), "audio": (25, 5)}
 
 
@@ -57,23 +59,30 @@ def planted(
 
 
 def tiny_lm(folder, family="qwen2", hidden=64, layers=2, seed=0):
-    """A causal language model of about 0.2 M random weights with a byte-level tokenizer, as a model folder."""
+    """A causal language model of about 0.2 M random weights with a BPE of the prompts, as a model folder."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(["<pad>", "<end>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<pad>", "<end>"], initial_alphabet=letters, show_progress=False
+    )
+    prompts = [found.prompt for found in SETS.values()]  # or they come out as many tokens as bytes
+    tokenizer.train_from_iterator([text for p in prompts for text in (p.prefix, p.suffix, p.task)] * 3, trainer)
+    count = tokenizer.get_vocab_size()
     marks = {"eos_token": "<end>", "pad_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
     config, kind = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[family]
     torch.manual_seed(seed)
     model = kind(
         config(
-            vocab_size=len(vocabulary),
+            vocab_size=count,
             hidden_size=hidden,
             intermediate_size=2 * hidden,
             num_hidden_layers=layers,

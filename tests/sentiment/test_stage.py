@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -6,9 +7,12 @@ import pytest
 from safetensors.torch import load_file
 
 from eval.sentiment import main as score
+from migr.cli import Parser, settings_of
 from migr.errors import InputError
+from migr.sentiment.settings import FitSettings, NetworkSettings, RunSettings
 from stages.features import main as features
 from stages.sentiment import main as fit
+from tests.sentiment import peers
 from tests.sentiment.files import planted, tiny_lm
 from tests.sentiment.test_files import write
 
@@ -97,3 +101,20 @@ def test_mistakes_are_one_line(data, tmp_path, words, message):
 def test_a_folder_that_is_not_one_is_named(tmp_path):
     with pytest.raises(InputError, match=r"data\.json"):
         run(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "sentiment").glob("*.yaml")), ids=str)
+def test_recipes_are_read(path):
+    parser = Parser(None)
+    parser.add_settings(RunSettings, NetworkSettings, FitSettings)
+    words = ["--config", str(path)]
+    args = parser.parse_args(words if "agfn" in path.name else [*words, "--model", "x"])
+    settings_of(NetworkSettings, args).check()
+    assert settings_of(FitSettings, args).training_arguments("x", 1, "MAE", False).load_best_model_at_end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("MMSA") is None, reason="pip install --no-deps mmsa==2.2.1")
+def test_mmsas_own_trainer_learns_from_the_file_that_we_write(tmp_path):
+    rows = {row[0]: float(row[1]) for row in peers.main(tmp_path, (300, 60, 80), ["lmf"], 10)}
+    assert rows["MMSA lmf"] < 1 and rows["dual-gate"] < 1 and rows["frames' best estimate"] < 0.4
