@@ -1,6 +1,5 @@
 """Frame sequences in front of the fusion networks: standardise, encode, pool into tokens; padding is never read."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,7 +61,7 @@ class FrameEncoder(nn.Module):
         self.enter = nn.Sequential(nn.Linear(dim, hidden), nn.GELU())
         self.lstm = nn.LSTM(hidden, hidden // 2, batch_first=True, bidirectional=True) if kind == "bilstm" else None
         self.dropout = nn.Dropout(dropout)
-        self.queries = nn.Parameter(torch.randn(tokens, hidden) / math.sqrt(hidden))
+        self.queries = nn.Parameter(0.02 * torch.randn(tokens, hidden))  # begins close to the mean of the frames
         self.leave = nn.LayerNorm(hidden)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:

@@ -99,20 +99,23 @@ class FitSettings:
         values = {
             key: value for key, value in asdict(self).items() if key not in ("patience", "gradient_checkpointing")
         }
-        return TrainingArguments(
-            output_dir=folder,
-            seed=seed,
-            data_seed=seed,
-            metric_for_best_model=figure,
-            greater_is_better=more_is_better,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            logging_strategy="epoch",
-            load_best_model_at_end=True,
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-            dataloader_pin_memory=False,
-            report_to="none",
-            ddp_find_unused_parameters=unused,
-            **values,
-        )
+        try:
+            return TrainingArguments(
+                output_dir=folder,
+                seed=seed,
+                data_seed=seed,
+                metric_for_best_model=figure,
+                greater_is_better=more_is_better,
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                logging_strategy="epoch",
+                load_best_model_at_end=True,
+                remove_unused_columns=False,
+                logging_nan_inf_filter=False,
+                dataloader_pin_memory=False,
+                report_to="none",
+                ddp_find_unused_parameters=unused,
+                **values,
+            )
+        except ValueError as error:
+            raise InputError(f"settings of the fit: {' '.join(str(error).split())}") from None

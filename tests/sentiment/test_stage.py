@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from eval.sentiment import main as score
@@ -75,7 +76,7 @@ def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):
     assert content["runs"]["agfn"]["n_seeds"] == 2
     assert {"negative", "positive"} <= set(content["runs"]["egmf"]["importance_by_class"])
     run(data, tmp_path / "egmf", *words)  # found finished, left alone
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="another pseudo_tokens"):
         run(data, tmp_path / "egmf", *words, "--pseudo_tokens", 2)
 
 
@@ -110,7 +111,12 @@ def test_recipes_are_read(path):
     words = ["--config", str(path)]
     args = parser.parse_args(words if "agfn" in path.name else [*words, "--model", "x"])
     settings_of(NetworkSettings, args).check()
-    assert settings_of(FitSettings, args).training_arguments("x", 1, "MAE", False).load_best_model_at_end
+    fit_settings = settings_of(FitSettings, args)
+    if fit_settings.bf16 and not torch.cuda.is_available():
+        with pytest.raises(InputError, match="bf16"):
+            fit_settings.training_arguments("x", 1, "MAE", False)
+        fit_settings.bf16 = False
+    assert fit_settings.training_arguments("x", 1, "MAE", False).load_best_model_at_end
 
 
 @pytest.mark.slow
