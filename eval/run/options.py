@@ -39,7 +39,7 @@ def _parser(description: str | None) -> Parser:
     add("--by_order", action=argparse.BooleanOptionalAction, default=False, help=_BY_ORDER)
     add("--count_missing", action=argparse.BooleanOptionalAction, default=False, help=_COUNT_MISSING)
     add("--judgements", type=Path, help="judgements.jsonl: clip_id, judge, emotion")
-    add("--judge", help="who reads the reasoning: lexicon, DIR, llm:DIR or endpoint:URL#MODEL (see above)")
+    add("--judge", help="who reads the reasoning: lexicon, embedded, DIR, llm:DIR or endpoint:URL#MODEL (see above)")
     add("--judge_check", help="JSONL with text and emotion to measure the judge on; none (default: the shipped texts)")
     add("--judge_cache", type=Path, default=CACHE, help=f"judgements of llm, endpoint and DIR (default {CACHE})")
     add("--judge_prices", type=_prices, help="of an endpoint: money per million prompt,completion tokens: 0.4,1.6")

@@ -49,6 +49,8 @@ class TextModel:
                     vllm_environment(False)
                     from vllm import LLM  # here: the environment counts when vLLM is imported
 
+                    if not gpu:
+                        _register(read_config(folder).get("architectures") or [])
                     narrow = {"enforce_eager": True, "enable_chunked_prefill": False}
                     more: dict[str, Any] = {} if gpu else {**narrow, "max_num_batched_tokens": self.longest}
                     if gpu:
@@ -132,6 +134,15 @@ class TextModel:
         del self.model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _register(architectures: Sequence[str]) -> None:
+    """Give vLLM the model's class: it would look at it in a subprocess, where the imports are not mended."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    for name in architectures:
+        if name in ModelRegistry.models:
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 def _ends(folder: Path, tokenizer: Any) -> list[int]:
