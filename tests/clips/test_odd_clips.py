@@ -182,3 +182,21 @@ def test_the_documentation_has_a_row_for_each_kind():
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     for kind in odd_clips.KINDS:
         assert f"| {kind.__name__.replace('_', ' ')} |" in text
+
+
+def test_what_sft_learns_from_has_the_true_times(odd, omni_inputs):
+    from migr.clips.manifest import Clip
+    from migr.omni.inputs import OmniInputs
+    from migr.training.sft import TargetCollator
+
+    kinds = ["cut_by_stream_copy", "late_sound", "variable_rate", "rotated", "digital_silence", "webcam"]
+    clips = {
+        kind: Clip(kind, odd[kind].path.resolve(), "sad", "train", has_audio=odd[kind].click is not None)
+        for kind in kinds
+    }
+    collator = TargetCollator(OmniInputs(omni_inputs.processor, MediaSettings(max_pixels=3136)), clips)
+    batch = collator([{"clip_id": kind, "prompt": "What?", "target": "<answer>sad</answer>"} for kind in kinds])
+    seconds = batch["video_second_per_grid"] * batch["video_grid_thw"][:, 0]
+    assert seconds.tolist() == pytest.approx([odd[kind].end for kind in kinds], abs=0.08)
+    sounds = batch["feature_attention_mask"].sum(1) / 100  # mel frames a second
+    assert sounds.tolist() == pytest.approx([1.0, 4.0, 5.0, 2.0, 3.0], abs=0.05)
