@@ -4,8 +4,12 @@ Checked against vLLM 0.31: `LLMEngine.add_request` takes what its renderer would
 """
 
 import itertools
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -212,3 +216,24 @@ class ChecksWeights:
     def damaged_weight(self: Any) -> str | None:
         """Name of a weight with a value that is not finite."""
         return damaged_weight(self.get_model().named_parameters())
+
+
+@contextmanager
+def _stderr_without(phrase: bytes) -> Iterator[None]:
+    """Hold standard error back, and write it at the end without the lines that have `phrase`.
+
+    For a message that vLLM's C++ code prints past Python's logging on a CPU, whatever VLLM_CPU_OMP_THREADS_BIND says
+    (tried with 0.31: `nobind` does not end it).
+    """
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if phrase not in line))

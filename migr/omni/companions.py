@@ -98,4 +98,3 @@ def vllm_environment(one_process: bool | None = None) -> None:
         # one process, as quick to start as it can be; CPUs run vLLM in tests and in the demo
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it writes about NUMA past Python's logging
