@@ -22,13 +22,14 @@ import numpy as np
 
 from eval.figures import tally
 from eval.figures.codes import CELL_OF, MISSING, OUTCOMES, Ints, hidden_of, outcome_of, start_of
+from eval.figures.metrics import check_resamples
 from eval.figures.paired import differences, mcnemar
 from eval.page.browser import run_of
 from eval.page.tables import comparison, percent
 from eval.report import write_page
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import Row, iter_jsonl, read_json, write_json, write_jsonl
+from migr.files.records import Row, iter_jsonl, read_object, write_json, write_jsonl
 from migr.text.labels import LabelSet, label_set
 
 
@@ -52,7 +53,9 @@ def read_side(folder: Path, name: str, label_name: str, dominants: tally.Dominan
     Raises:
         InputError: A file is missing or wrong, or the run was counted with another label set.
     """
-    settings = read_json(folder / "metrics.json").get("settings") or {}
+    settings = read_object(folder / "metrics.json").get("settings") or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'metrics.json'}: settings must be an object")
     labels = label_set(label_name)
     if settings.get("labels", labels.name) != labels.name:
         counted = settings["labels"]
@@ -139,8 +142,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         raise InputError("give two runs or more to compare")
-    if args.resamples < 1:
-        raise InputError("--resamples must be at least 1")
+    check_resamples(args.resamples, args.seed)
     return args
 
 

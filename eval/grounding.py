@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
+from eval.figures.metrics import check_resamples
 from eval.figures.tally import PREDICTION_KEYS
 from eval.run.options import engine_of, prompt_of
 from eval.run.predict import GenerationSettings, asker
@@ -106,9 +107,9 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Generatio
     parser.add_settings(LabelSettings, MediaSettings, EngineSettings, CacheSettings)
     parser.accept_keys(DecodingSettings, GenerationSettings)  # of the evaluation's YAML
     args = parser.parse_args(argv)
-    for name in ("limit", "resamples"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
+    check_resamples(args.resamples, args.seed)
+    if args.limit is not None and args.limit < 1:
+        raise InputError("--limit must be at least 1")
     record = read_record(args.model)
     if record is not None:
         parser.inherit(args, record.media, record.source)

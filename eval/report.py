@@ -22,6 +22,7 @@ from eval.figures.rates import COUNTS
 from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
 from eval.page.tables import ROWS, Metrics, Table, count, interval, percent, unread
 from migr.cli import Parser
+from migr.clips.manifest import recorded_root
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import atomic
 from migr.page import clean, data_uri, environment
@@ -185,6 +186,14 @@ def main(argv: Sequence[str]) -> None:
         run_of(folder, args.labels, args.clips, args.importance, name)
         for folder, name in zip(args.runs, names, strict=True)
     ]
+    if args.copy_clips and args.clips is None:
+        for manifest in {run.clips for run in runs if run.clips is not None}:
+            root, folder = recorded_root(manifest).resolve(), manifest.parent.resolve()
+            if not root.is_relative_to(folder):  # a run's folder may come from somebody else
+                raise InputError(
+                    f"{manifest}: its clips lie in {root}, outside of its folder; to copy them from there, name it "
+                    f"yourself: --clips {manifest}"
+                )
     shown = write_page(args.out, runs, copy_clips=args.copy_clips)
     print(f"page: {len(args.runs)} runs, {shown} clips in its browser -> {args.out}")
 

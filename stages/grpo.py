@@ -40,7 +40,6 @@ def main() -> None:
 
     from migr.clips.manifest import read_clips
     from migr.clips.record import ModelRecord, find_labels, read_record
-    from migr.files.records import read_jsonl
     from migr.judge import open_judge
     from migr.memory.estimate import announce
     from migr.omni.adapters import check_adapter
@@ -50,6 +49,7 @@ def main() -> None:
     from migr.rollout.remote import find_server
     from migr.rollout.rollouts import check_vllm
     from migr.settings import EngineSettings
+    from migr.sources.importance import read_importance
     from migr.training.card import write_card
     from migr.training.grpo import OmniGRPOTrainer
     from migr.training.guards import CheckedReward, StopOnNonFiniteGradient
@@ -92,8 +92,7 @@ def main() -> None:
         refuse_blind_judge(judge, {str(clip.label) for clip in clips}, args.allow_blind_judge)
     weights: dict[str, dict[str, float]] = {}
     if args.importance:
-        table = read_jsonl(args.importance, ["clip_id", "importance"], unique="clip_id")
-        weights = {row["clip_id"]: row["importance"] for row in table}
+        weights = read_importance(args.importance, uncertain=True)
         if "grounding" in args.rewards and (missing := [c.clip_id for c in clips if c.clip_id not in weights]):
             raise InputError(f"{args.importance}: no importance for clip {missing[0]}")
     columns = {

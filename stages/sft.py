@@ -45,7 +45,7 @@ def main() -> None:
     from migr.training.guards import StopOnNonFiniteGradient
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
-    from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator, row_lengths
+    from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator, check_targets, row_lengths
     from migr.training.zero3 import check_zero3
 
     check_zero3(config, args.lora_r)
@@ -64,6 +64,7 @@ def main() -> None:
         raise InputError(f"{args.targets}: no targets in it")
     if missing := [row["clip_id"] for row in rows if row["clip_id"] not in clips]:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
+    check_targets(args.targets, rows, clips)
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
     prompts = {row["prompt"] for row in rows}

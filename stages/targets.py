@@ -33,6 +33,7 @@ from migr.files.growing import Growing
 from migr.files.records import Row, read_jsonl, write_jsonl
 from migr.omni.prompt import question_about
 from migr.settings import EngineSettings, LabelSettings, OutputSettings
+from migr.sources.importance import read_importance
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
 from migr.text.format import MODALITIES, parse, render
 from migr.text.labels import LabelSet
@@ -103,17 +104,6 @@ def order_of(clip: Clip, segments: dict[str, str], order: str, importance: dict[
         neutral = sorted(segments, key=(*MODALITIES, *segments).index)
         return sorted(neutral, key=lambda modality: -importance.get(modality, 0.0))
     return sorted(segments, key=lambda modality: modality != order.removesuffix("-first"))
-
-
-def read_importance(path: Path) -> dict[str, dict[str, float]]:
-    """Clip id -> modality -> weight; no weights for clips that are not certain."""
-    weights: dict[str, dict[str, float]] = {}
-    for row in read_jsonl(path, ["clip_id", "importance"], unique="clip_id"):
-        values = row["importance"]
-        if not isinstance(values, dict) or not all(isinstance(weight, int | float) for weight in values.values()):
-            raise InputError(f"{path}: clip {row['clip_id']}: importance must be {{modality: number}}")
-        weights[row["clip_id"]] = {} if row.get("certain") is False else values
-    return weights
 
 
 def main() -> None:

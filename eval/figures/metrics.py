@@ -32,10 +32,19 @@ from eval.figures.codes import (
     start_of,
 )
 from eval.figures.rates import RATES
+from migr.errors import InputError
 from migr.statistics import interval
 from migr.text.format import MODALITIES
 
 Floats = NDArray[np.float64]
+
+
+def check_resamples(resamples: int, seed: int) -> None:
+    """Raise InputError for a count that gives no interval, or takes all memory, or a seed that numpy does not take."""
+    if not 10 <= resamples <= 1_000_000:
+        raise InputError(f"--resamples must be from 10 to 1,000,000, not {resamples}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be from 0 to 2^32 - 1, not {seed}")
 
 
 def measure(

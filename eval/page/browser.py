@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, iter_jsonl, read_object
 from migr.page import clean
 from migr.text.format import MODALITIES, Response, parse
 from migr.text.labels import LabelSet, label_set
@@ -123,8 +123,10 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
     Raises:
         InputError: The folder has no metrics.json.
     """
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_object(folder / "metrics.json")
     settings = metrics.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'metrics.json'}: settings must be an object")
 
     def file(key: str, given: Path | None = None) -> Path | None:
         here = folder / f"{key}.jsonl"
@@ -277,11 +279,25 @@ def _add_media(table: dict[str, Row], clips: Sequence[Clip], page: Path, copy: b
             continue
         codecs = [codec for key in ("video_codec", "audio_codec") if isinstance(codec := clip.extra.get(key), str)]
         odd = unplayable(path, codecs)
+        if copy and not _is_media(path):
+            row["missing"] = clean(f"{path}: neither video nor sound")
+            continue
         if copy:
             path, odd = _copied(path, copies / f"{number:06d}{path.suffix}", odd)
         if odd:
             row["odd"] = clean(odd, 40)
         row["src"] = quote(os.path.relpath(path, folder))
+
+
+def _is_media(path: Path) -> bool:
+    """Whether a file is what it is called: a page's folder must not become a way out for other files."""
+    from migr.clips.container import MediaError, probe  # with PyAV, which pages that link need not
+
+    try:
+        probe(path)
+    except (MediaError, InputError, OSError):
+        return False
+    return True
 
 
 def unplayable(path: Path, codecs: list[str]) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.figures.metrics import check_resamples
 from eval.run.predict import GenerationSettings
 from migr.cli import Parser, settings_of
 from migr.clips.record import ModelRecord, read_record
@@ -84,9 +85,9 @@ def arguments(argv: Sequence[str], description: str | None) -> tuple[argparse.Na
         raise InputError("--count_missing needs --truth: the table of the clips that there should be")
     if args.judge_check is not None and args.judge is None:
         raise InputError("--judge_check needs --judge: the judge to measure")
-    for name in ("limit", "resamples"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
+    if args.limit is not None and args.limit < 1:
+        raise InputError("--limit must be at least 1")
+    check_resamples(args.resamples, args.seed)
     record = read_record(args.model) if args.model is not None else None
     if record is not None:
         parser.inherit(args, record.media, record.source)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from migr.errors import InputError
 from migr.files.parsing import read_yaml
+from migr.files.records import check_writable
 
 Settings = TypeVar("Settings")
 INCLUDE = "include"
@@ -86,6 +87,8 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"unknown flag {flags[0]!r}{hint(flags[0], self._names())} (--help lists the flags)")
         options = (self._option_string_actions.get(word.partition("=")[0]) for word in (*words, *argv))
         self.explicit = frozenset(action.dest for action in options if action is not None)
+        if isinstance(out := getattr(parsed, "out", None), Path):
+            check_writable(out)
         return parsed
 
     def inherit(self, args: Any, values: Mapping[str, Any], source: object) -> None:

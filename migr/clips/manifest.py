@@ -123,13 +123,21 @@ def _clip(where: str, row: Row, base: Path, labels: "LabelSet | None", must_exis
         if not isinstance(value, bool):
             raise InputError(f"{where}: {key} must be true or false, not {value!r}")
     file = safe_path(row["path"], base, where)
-    if must_exist and not file.is_file():
+    if must_exist and not is_file(file):
         raise InputError(f"{where}: {file} is missing")
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS}
     clip = Clip(row["clip_id"], file, label, split, **flags, extra=extra)
     if not clip.modalities:
         raise InputError(f"{where}: neither video nor audio nor transcript, nothing to reason about")
     return clip
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no path is too long for the question."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def safe_path(value: Any, base: Path, where: str) -> Path:

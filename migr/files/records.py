@@ -91,18 +91,22 @@ def atomic(path: str | Path) -> Iterator[IO[str]]:
     sync(Path(path).parent)
 
 
-def check_writable(folder: str | Path) -> None:
-    """Make a folder for results if it is not there, before the work that they take.
+def check_writable(out: str | Path) -> None:
+    """Check that an output can be written, before the work that it takes; makes nothing.
+
+    Args:
+        out: A folder, or a file (with an ending); neither need be there.
 
     Raises:
-        InputError: It cannot be made, or nothing can be written into it.
+        InputError: A file stands where a folder is needed, or the folder cannot be written.
     """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
+    out = Path(out)
+    folder = out.parent if out.suffix and not out.is_dir() else out
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{out}: {there} is a file, not a folder; give another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{out}: {there} cannot be written; give another --out")
 
 
 def sync(path: str | Path) -> None:

@@ -110,7 +110,7 @@ def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engin
             f"judge {name!r}: neither 'lexicon' nor 'embedded' nor a folder with a fitted judge (judge.json) or a text "
             "classifier (config.json), nor llm:DIR or endpoint:URL#MODEL"
         )
-    if not any("SequenceClassification" in str(made) for made in read_config(folder).get("architectures") or []):
+    if "SequenceClassification" not in str(read_config(folder).get("architectures")):
         raise InputError(f"judge {name!r}: the model is no text classifier; to ask a language model, say llm:{name}")
     from migr.judge.huggingface import HuggingFaceJudge
 

@@ -1,7 +1,6 @@
 """What every judge takes and gives, and how it is written down."""
 
 import hashlib
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from migr.errors import InputError
-from migr.files.records import Row, digest
+from migr.files.fingerprint import settings_files
+from migr.files.records import Row, digest, read_object
 
 LONGEST = 20_000  # characters of a reasoning that a judge reads; the rest of a runaway text is ignored
 NO_REPLY = "no reply"  # begins the status of a failure that another attempt may mend
@@ -113,13 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: There is none, or it is no JSON object.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no model folder: config.json cannot be read ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{folder}/config.json: expected a JSON object")
-    return config
+    return read_object(folder / "config.json", finite=False)
 
 
 def folder_name(folder: Path) -> str:
@@ -135,7 +129,7 @@ def folder_name(folder: Path) -> str:
     if not files:
         raise InputError(f"{folder}: no *.safetensors in it (weights as pickles are not loaded: they can run code)")
     sha = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja")), *sorted(folder.glob("*.txt"))]:
+    for path in settings_files(folder):
         sha.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in files:
         size = path.stat().st_size

@@ -7,7 +7,8 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from migr.errors import InputError
+from migr.errors import InputError, reason
+from migr.files.parsing import parse_json
 from migr.files.records import digest
 from migr.judge.base import Around, Judge, Judgement, prompt_of
 
@@ -51,10 +52,14 @@ class CachedJudge(Around):
 
     def _known(self, key: str) -> Judgement | None:
         row = self._run("SELECT judgement FROM judgements WHERE key = ?", [(key,)])
-        judgement = Judgement(**json.loads(row[0])) if row else None
-        if judgement is None or judgement.emotion is None:
+        if row is None:
             return None
-        return replace(judgement, evidence=tuple(judgement.evidence))
+        try:
+            judgement = Judgement(**parse_json(row[0]))
+            evidence = tuple(judgement.evidence)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--judge_cache {self.path}: a row is none ({reason(error)}); delete the file") from None
+        return None if judgement.emotion is None else replace(judgement, evidence=evidence)
 
     def _run(self, statement: str, rows: Sequence[tuple[str, ...]]) -> tuple[str] | None:
         """Execute a statement for each row in one transaction; gives the first result of the last."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from migr.errors import InputError
-from migr.files.records import digest, read_json, write_json
+from migr.errors import InputError, as_input_error
+from migr.files.records import digest, read_object, write_json
 from migr.judge.base import LONGEST, Judgement
 from migr.judge.lexicon import sentences
 from migr.text.labels import LabelSet
@@ -97,9 +97,22 @@ def open_fitted(folder: Path, labels: LabelSet) -> ClassifierJudge:
     """
     from safetensors.numpy import load_file
 
-    saved = read_json(folder / "judge.json")
+    saved = read_object(folder / "judge.json", labels=list, vocabulary=list, name=str)
     if saved.get("features") != FEATURES:
         raise InputError(f"{folder}: the judge was fitted by an older version; fit it again with stages/demo/judge.py")
     if tuple(saved["labels"]) != labels.labels:
         raise InputError(f"{folder}: the judge was fitted for {saved['labels']}, not for {list(labels.labels)}")
-    return ClassifierJudge(labels, saved["vocabulary"], load_file(folder / "judge.safetensors"), saved["name"])
+    with as_input_error(f"judge {folder}: judge.safetensors cannot be used"):
+        arrays = load_file(folder / "judge.safetensors")
+        words, many = saved["vocabulary"], len(labels.labels)
+        shapes = {"idf": (len(words),), "coef": (many if many > 2 else 1, len(words))}
+        if (
+            any(arrays[key].shape != shape for key, shape in shapes.items())
+            or len(arrays["intercept"]) != shapes["coef"][0]
+        ):
+            raise ValueError("its sizes are not those of judge.json")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("its weights are not finite numbers")
+        if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+            raise ValueError("a word of its vocabulary stands there twice")
+        return ClassifierJudge(labels, words, arrays, saved["name"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from migr.errors import InputError, as_input_error
-from migr.files.records import digest, read_json
+from migr.files.records import digest, read_object
 from migr.judge.base import LONGEST, Judgement, folder_name, read_config
 from migr.text.labels import LabelSet
 
@@ -42,8 +42,9 @@ class HuggingFaceJudge:
 
     def __init__(self, folder: Path, labels: LabelSet) -> None:
         config = read_config(folder)
-        names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-        given = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
+        with as_input_error(f"judge {folder}: config.json: id2label must be {{number: label}}"):
+            names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+        given = read_object(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
         self.folder, self.labels = folder, labels
         self.map = label_map(folder, [names[i] for i in sorted(names)], labels, given)
         self.blind = tuple(label for label in labels.labels if label not in self.map)
@@ -80,6 +81,8 @@ class HuggingFaceJudge:
             self._load()
         limit = min(self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", 512))
         # RoBERTa counts its positions from behind the padding index
+        if limit < 8:
+            raise InputError(f"judge {self.folder}: reads {limit} tokens at most; see its tokenizer_config.json")
         limit -= self._model.config.pad_token_id + 1 if "roberta" in self._model.config.model_type else 0
         options = {"truncation": True, "max_length": limit, "stride": limit // 4, "return_overflowing_tokens": True}
         windows = self._tokenizer(texts, **options)
@@ -108,7 +111,7 @@ class HuggingFaceJudge:
         from migr.omni.load import quiet
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        with quiet(), as_input_error(f"judge {self.folder}: its configuration cannot be used"):
+        with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):
             config = AutoConfig.from_pretrained(self.folder, **options)
         check_sizes(self.folder, lambda: AutoModelForSequenceClassification.from_config(config))
         with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):

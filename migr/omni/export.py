@@ -50,7 +50,7 @@ def export(
     for source in (model, adapter):
         if source is not None and Path(source).resolve() == Path(out).resolve():
             raise InputError(f"{out}: the export would overwrite what it is made from; choose another folder")
-    check_writable(_check_free(Path(out)).parent)
+    check_writable(_check_free(Path(out)))
     record = read_record(adapter or model)
     thinker = load_thinker(model, adapter=adapter)
     if adapter is not None:

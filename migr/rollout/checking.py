@@ -66,9 +66,9 @@ def _frames(bins: int, features: Features) -> int:
     sound, mask = (features[key] for key in AUDIO_KEYS)
     if sound.ndim != 3 or mask.ndim != 2 or mask.is_floating_point() or not bool((mask == 1).all()):
         raise InputError("input_features must be (1, mel, frames), feature_attention_mask (1, frames) of ones")
-    _check(sound, (1, bins, mask.shape[1]), "input_features")
     if mask.shape[0] != 1 or not 1 <= mask.shape[1] <= LARGEST_GRID:
         raise InputError(f"feature_attention_mask has the shape {tuple(mask.shape)}")
+    _check(sound, (1, bins, mask.shape[1]), "input_features")
     return int(mask.shape[1])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from migr.errors import InputError
+from migr.files.parsing import read_text
 
 # The order of DFEW's label ids 1..7 and of MAFW's 0..10 (notes of the data sets' own split files).
 DFEW = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -92,6 +93,7 @@ def _with_synonyms(name: str, labels: Sequence[str]) -> LabelSet:
     return LabelSet(name, tuple(labels), synonyms)
 
 
+MOST = 500  # labels of a set: confusion tables are squares of it
 SHIPPED = {"dfew": _with_synonyms("dfew", DFEW), "mafw": _with_synonyms("mafw", MAFW)}
 
 
@@ -112,7 +114,7 @@ def label_set(name: str) -> LabelSet:
     labels: list[str] = []
     synonyms: dict[str, str] = {}
     base: LabelSet | None = None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip().casefold()
         if not line or line.startswith("#"):
             continue
@@ -132,6 +134,8 @@ def label_set(name: str) -> LabelSet:
                 labels.append(word)
             else:
                 synonyms[word] = known or label
+    if len(labels) > MOST:
+        raise InputError(f"{path}: {len(labels)} labels; {MOST} are the most that are counted")
     if len(labels) < 2:
         raise InputError(f"{path}: a label set needs at least two labels, one a line")
     same = base is not None and tuple(labels) == base.labels  # then its numbers mean the same, too

@@ -166,12 +166,32 @@ def parse(types: Sequence[Any], argv: list[str] | None = None, description: str 
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"configuration: {' '.join(str(error).split())}") from None
     flags = (parser.dest(word) for word in words if word.startswith("--"))
+    for part in (own, *others):
+        check_numbers(part)
     own.media_settings, own.explicit = media, frozenset([*config, *filter(None, flags)])
     return own, *others
 
 
 def _parted(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--config=") else [word]
+
+
+# Fields of ours and of TRL's that other values make senseless, and that are found out after minutes: (least, most).
+BOUNDS = {
+    "learning_rate": (0.0, 1e3), "per_device_train_batch_size": (1, 1 << 20),
+    "gradient_accumulation_steps": (1, 1 << 20),
+    "num_train_epochs": (0.0, 1e6), "seed": (0, 2**32 - 1), "lora_r": (0, 4096), "lora_alpha": (0, 1 << 20),
+    "lora_dropout": (0.0, 1.0), "limit": (1, 1 << 40), "num_generations": (2, 1 << 16), "temperature": (0.0, 1e3),
+    "beta": (0.0, 1e6), "weight_decay": (0.0, 1e3), "max_grad_norm": (0.0, 1e12), "max_completion_length": (1, 1 << 20),
+}  # fmt: skip
+
+
+def check_numbers(config: Any) -> None:
+    """Raise InputError if a field is beyond its `BOUNDS`, or not a number at all; names it."""
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(config, name, None)
+        if value is not None and not least <= value <= most:  # NaN is neither
+            raise InputError(f"--{name}: must be from {least:g} to {most:g}, not {value}")
 
 
 def _parser(types: Sequence[Any], description: str | None) -> Any:

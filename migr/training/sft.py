@@ -1,6 +1,7 @@
 """Supervised fine-tuning on video and audio: the collator, and TRL's SFTTrainer with a finite-loss check."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from migr.clips.manifest import Clip
+from migr.errors import InputError
 from migr.files.records import Row
 from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
@@ -20,6 +22,11 @@ from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 IGNORED = -100
 SOUND = 25  # tokens a second of Qwen2.5-Omni's audio tower; Qwen3-Omni's gives 13
+
+LONGEST = 100_000  # characters of a prompt or target
+MEDIA_TOKEN = re.compile(
+    r"<\|(?:AUDIO|VIDEO|IMAGE|audio_\w+|vision_\w+|video_pad|image_pad|audio_pad)\|>", re.IGNORECASE
+)
 
 
 class TargetCollator:
@@ -85,6 +92,29 @@ class StopAtLoss(TrainerCallback):
         """Called by the trainer after it has logged."""
         if state.log_history[-1].get("loss", math.inf) < self.loss:
             control.should_training_stop = True
+
+
+def check_targets(path: str, rows: Sequence[Row], clips: Mapping[str, Clip]) -> None:
+    """Check all rows of targets.jsonl before any work: one that cannot be trained on would end a run at its step.
+
+    Raises:
+        InputError: A prompt or target is no text, is empty, names a token of media or is absurdly long, or a modality
+            is none of the clip's; names the clip.
+    """
+    for row in rows:
+        where = f"{path}: clip {row['clip_id']!r}"
+        for key in ("prompt", "target"):
+            text = row[key]
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{where}: {key} must be a text that is not empty")
+            if len(text) > LONGEST:
+                raise InputError(f"{where}: a {key} of {len(text)} characters; {LONGEST} are the most")
+            if token := MEDIA_TOKEN.search(text):
+                raise InputError(f"{where}: {key} names {token[0]}, which stands for media; break it up")
+        modalities = row.get("modalities")
+        known = clips[row["clip_id"]].modalities
+        if modalities is not None and not (isinstance(modalities, list) and all(m in known for m in modalities)):
+            raise InputError(f"{where}: modalities must be some of {', '.join(known)}, not {str(modalities)[:80]}")
 
 
 def row_lengths(rows: Sequence[Row], clips: Mapping[str, Clip], tokenizer: Any) -> list[int]:

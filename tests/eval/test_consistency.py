@@ -334,7 +334,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW], None, ["--clips", "clips.jsonl"], "--predictions stands beside --clips or --model"),
         ([ROW], None, ["--resample", "5"], "unknown flag '--resample', did you mean 'resamples'"),
         ([ROW], None, ["--resamples", "many"], "argument --resamples: invalid int value: 'many'"),
-        ([ROW], None, ["--resamples", "0"], "--resamples must be at least 1"),
+        ([ROW], None, ["--resamples", "0"], "--resamples must be from 10"),
         ([ROW], None, ["--judge_prices", "cheap"], "invalid PROMPT,COMPLETION value: 'cheap'"),
         ([ROW], None, ["--truth", "none.csv"], "none.csv: no such file"),
         ([ROW], None, ["--judge", "endpoint:nowhere"], "expected endpoint:URL#MODEL"),
