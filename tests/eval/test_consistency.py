@@ -311,8 +311,8 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW | {"label": "bored"}], None, [], "clip 'c0': label 'bored' is none of happy, sad"),
         ([ROW | {"label": None}], None, [], "clip 'c0': label None is none of happy, sad"),
         ([ROW, ROW], None, [], "clip 'c0' stands there twice"),
-        ([ROW | {"clip_id": 7}], None, [], "clip_id must be a non-empty string"),
-        ([ROW | {"clip_id": ["c"]}], None, [], "clip_id must be a non-empty string"),
+        ([ROW | {"clip_id": 7}], None, [], "clip_id must be a string"),
+        ([ROW | {"clip_id": ["c"]}], None, [], "clip_id must be a string"),
         ([ROW | {"response": None}], None, [], "clip 'c0': response must be text, not NoneType"),
         ([ROW | {"order": ["smell"]}], None, [], "clip 'c0': order must be a list of video, audio, text"),
         ([ROW | {"order": [["video"]]}], None, [], "clip 'c0': order must be a list of video, audio, text"),
@@ -461,7 +461,7 @@ def test_a_run_of_another_configuration_is_not_continued(generated, tmp_path):
     out = tmp_path / "run"
     generate(generated, out, "--limit", "1")
     before = (out / "predictions.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"another decoding: .*--overwrite"):
+    with pytest.raises(InputError, match=r"another decoding\.temperature \(0\.0, now 0\.7\): .*--overwrite"):
         generate(generated, out, "--temperature", "0.7")
     with pytest.raises(InputError, match="another media"):
         generate(generated, out, "--fps", "1")
