@@ -113,7 +113,8 @@ def test_too_many_bad_clips_end_with_status_2_a_summary_and_no_manifest(dfew_roo
     out = tmp_path / "out"
     out.mkdir()
     (out / "clips.jsonl").write_text("an earlier manifest, which would hide the loss\n")
-    command = [sys.executable, ROOT / "stages" / "data.py", *flags(source="dfew", root=dfew_root, out=out)]
+    given = flags(source="dfew", root=dfew_root, out=out)
+    command = [sys.executable, ROOT / "stages" / "data.py", *given, "--overwrite"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
