@@ -58,6 +58,7 @@ class VllmEngine:
         with (
             quiet(),
             warnings.catch_warnings(action="ignore"),
+            _stderr_without(b"NUMA binding"),
             as_input_error(f"{model}: vLLM cannot load it"),
         ):
             self.llm = LLM(
