@@ -6,6 +6,7 @@ import torch
 
 from migr.errors import InputError
 from migr.importance.networks.attribution import evidence
+from migr.omni.tiny import build_tiny
 from migr.sentiment.answers import AnswerTree, answer_texts, expectation
 from migr.sentiment.data import SentimentData
 from migr.sentiment.encoders import SequenceConfig, SequenceFusion
@@ -262,3 +263,18 @@ def test_a_model_that_cannot_be_is_one_line(tmp_path):
     with pytest.raises(InputError, match="remote code") as caught:
         load_language_model(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_language_model_inside_a_qwen_omni(folder, tmp_path):
+    build_tiny(tmp_path / "omni", ["The sentiment is +1.0 -0.5 good or bad"], hidden=64, layers=2)
+    data = SentimentData(folder / "data")
+    lm, tokenizer = load_language_model(str(tmp_path / "omni"), "float32", 4)
+    answers = AnswerTree.build(*answer_texts(data.dataset, 0.5), tokenizer)
+    pseudo = PseudoTokens(16, 64, 3, "repeat", embedding_rms(lm))
+    model = GenerativeSentiment(lm, fusion_of(data, "experts"), pseudo, answers, True).eval()
+    collator = Collator(data.splits["train"], data.dataset, PromptWriter(tokenizer, data.dataset.prompt, 3, True))
+    with torch.no_grad():
+        whole = model.predict(collator(range(4)))
+        alone = torch.cat([model.predict(collator([i])).log_p for i in range(4)])
+    assert torch.allclose(whole.log_p, alone, atol=1e-4)
+    assert any("lora" in name for name in trainable(model))
