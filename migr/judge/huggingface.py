@@ -105,24 +105,17 @@ class HuggingFaceJudge:
 
         # isort: split
         import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from migr.omni.checks import check_finite, check_sizes
+        from migr.omni.checks import load_whole
         from migr.omni.load import quiet
 
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):
-            config = AutoConfig.from_pretrained(self.folder, **options)
-        check_sizes(self.folder, lambda: AutoModelForSequenceClassification.from_config(config))
-        with quiet(), as_input_error(f"judge {self.folder}: cannot be loaded as a text classifier"):
-            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                self.folder, use_safetensors=True, output_loading_info=True, **options
-            )
-        # transformers fills missing weights with random ones and goes on
-        if missing := sorted(report["missing_keys"]):
-            raise InputError(f"judge {self.folder}: {len(missing)} weights are missing, for example {missing[0]}")
-        check_finite(model.named_parameters(), f"judge {self.folder}")
+        where = f"judge {self.folder}: cannot be loaded as a text classifier"
+        with quiet():
+            with as_input_error(where):
+                options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
+            model = load_whole(AutoModelForSequenceClassification, self.folder, where)
         self._model = model.float().to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from migr.errors import InputError
 from migr.files.records import read_json
 from migr.judge.base import read_config
+from migr.omni.checks import load_whole
 from migr.omni.companions import vllm_environment
 from migr.omni.load import quiet
 from migr.settings import EngineSettings
@@ -61,13 +62,15 @@ class TextModel:
                         max_model_len=self.longest,
                         max_num_seqs=4 * self.at_once,
                         tensor_parallel_size=engine.tensor_parallel,
+                        load_format="safetensors",
+                        trust_remote_code=False,
                         generation_config="vllm",  # not the model's own sampling
                         disable_log_stats=True,
                         use_tqdm_on_load=False,
                         **more,
                     )
                 else:
-                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+                    model = load_whole(AutoModelForCausalLM, folder, str(folder), dtype=dtype)
                     self.model = model.to(torch.device("cuda" if gpu else "cpu")).eval()  # type: ignore[arg-type]
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise InputError(f"judge llm:{folder}: cannot be loaded as a language model ({_line(error)})") from None

@@ -22,7 +22,7 @@ from migr.files.growing import alone, busy
 from migr.files.records import check_writable, read_object, sync, write_json
 from migr.omni.adapters import check_adapter
 from migr.omni.family import family_of
-from migr.omni.load import check_model, load_processor, load_thinker
+from migr.omni.load import HUB_NAME, check_model, load_processor, load_thinker
 
 SHARD = "5GB"
 
@@ -75,6 +75,8 @@ def adapter_base(adapter: str | Path) -> str:
         raise InputError(f"{config}: base_model_name_or_path is empty; give the base model and the adapter separately")
     if Path(base).is_dir():
         return base
+    if not HUB_NAME.fullmatch(base):
+        raise InputError(f"{base}: no such folder, which {config} names as its base model")
     with as_input_error(f"{config}: the base model {base} is not on this machine; name it yourself, with --adapter"):
         return snapshot_download(base, local_files_only=True)
 

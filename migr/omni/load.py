@@ -28,6 +28,8 @@ LANGUAGE_MODEL_LORA = r"(?:thinker\.)?model\.layers\.\d+\.(?:self_attn\.[qkvo]_p
 TOWERS = r"(?:.*\.)?(?:audio_tower|visual)\..*"
 LORA: dict[str, Any] = {"target_modules": LANGUAGE_MODEL_LORA, "exclude_modules": TOWERS}
 
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -128,7 +130,7 @@ def check_model(path: str | Path) -> str:
     """Return the name to load from, or raise InputError if it is no model of a known family. Reads the config only."""
     name = str(path)
     # a misspelled `runs/base` is no name on the Hub: nobody is asked for it
-    if not Path(name).is_dir() and (Path(name).parent.is_dir() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
+    if not Path(name).is_dir() and (Path(name).parent.is_dir() or not HUB_NAME.fullmatch(name)):
         raise InputError(f"{path}: no such folder")
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{path}: this is an adapter; give its base model, or run stages/export.py first")

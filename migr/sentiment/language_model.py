@@ -39,6 +39,8 @@ def load_language_model(path: str, dtype: str = "auto", lora_r: int = 16, lora_a
     from peft import LoraConfig, inject_adapter_in_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from migr.omni.checks import load_whole
+
     config = Path(path) / "config.json"
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else ""
     omni = any(kind.startswith(name) for name in FAMILIES)
@@ -49,9 +51,10 @@ def load_language_model(path: str, dtype: str = "auto", lora_r: int = 16, lora_a
 
             lm: Any = OmniLanguageModel(load_thinker(path, dtype=dtype, attn_implementation="sdpa"))
         else:
-            lm = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa"
-            )
+            where = f"--model {path}: no causal language model"
+            lm = load_whole(AutoModelForCausalLM, path, where, dtype=dtype, attn_implementation="sdpa")
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--model {path}: no causal language model that runs without remote code ({reason})") from None

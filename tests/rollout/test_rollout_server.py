@@ -277,7 +277,7 @@ def test_weights_of_another_run_and_messages_that_are_none_are_refused_and_the_s
         ("/sample", b"no message", "not a message"),
         ("/sample", pack({"settings": {**settings, "max_tokens": 0}, "draws": []}, {}), "max_tokens"),
         ("/sample", pack({"settings": settings}, {}), "cannot be used"),
-        ("/sample", pack({**words, "draws": [[0, 1], [1, 1]]}, {}), "cannot be used"),
+        ("/sample", pack({**words, "draws": [[0, 1], [1, 1]]}, {}), "cannot be used|must have ids"),
         ("/elsewhere", b"", "no such path"),
     ):
         with pytest.raises(InputError, match=complaint):
