@@ -28,7 +28,7 @@ from migr.clips.manifest import Clip
 from migr.clips.media import Media, probe
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import read_json
+from migr.files.records import read_object
 from migr.page import environment, image_uri
 from migr.settings import DecodingSettings, EngineSettings, LabelSettings, MediaSettings
 from migr.text.format import Response, parse
@@ -146,7 +146,7 @@ def load_fusion(folder: Path, labels: LabelSet) -> Any:
     file = folder / "fusion.safetensors"
     if not file.is_file():
         raise InputError(f"--importance {folder}: no fusion.safetensors (stages/importance.py writes it)")
-    known = read_json(file.with_suffix(".json")).get("labels")
+    known = read_object(file.with_suffix(".json")).get("labels")
     if known != list(labels.labels):
         raise InputError(
             f"--importance {folder}: fitted on the labels {', '.join(known or [])}; give --labels to match"

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
-from migr.files.records import Row, read_json, write_json
+from migr.files.records import Row, read_object, write_json
 
 # Run by this very interpreter, so that no environment has to be activated.
 PROGRAMS = {
@@ -128,7 +128,7 @@ def main() -> None:
     metrics = {}
     for fold in args.folds:
         file = places[fold] / args.metrics
-        metrics[fold] = read_json(file)
+        metrics[fold] = read_object(file)
         if "war" not in metrics[fold]:
             raise InputError(f"{file}: war is missing; is it a metrics.json of eval/consistency.py?")
     rates = [name for name in metrics[args.folds[0]] if all(f"{name}_ci95" in row for row in metrics.values())]

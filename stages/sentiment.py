@@ -33,7 +33,7 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
     import torch  # isort: skip
     from transformers import EarlyStoppingCallback, set_seed
 
-    from migr.files.records import read_json
+    from migr.files.records import read_object
     from migr.sentiment.heads import build_head
     from migr.sentiment.outcome import Outcome, ablations, warnings
     from migr.sentiment.training import Collator, Positions, SentimentTrainer, save_trainable
@@ -46,7 +46,7 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
     files = (str(data.folder / "clips.jsonl"), str(data.folder / "data.json"))
     resume = begin(folder, chosen, config, inputs=files, overwrite=run.overwrite)
     if resume == "done":
-        found: Row = read_json(folder / "done.json")
+        found: Row = read_object(folder / "done.json")
         return found
     set_seed(seed)
     model, writer = build_head(network, data, fit.gradient_checkpointing)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from migr.errors import InputError
-from migr.files.records import Row, read_json, read_jsonl
+from migr.files.records import Row, read_jsonl, read_object
 from migr.sentiment.data import read_clips
 from migr.sentiment.sets import SentimentSet, sentiment_set
 
@@ -69,7 +69,7 @@ def read_run(path: Path, dataset: SentimentSet | None, truth: dict[str, float]) 
 
 def set_of(path: Path) -> SentimentSet | None:
     """The set that a run's folder names; None for files."""
-    return sentiment_set(read_json(path / "run.json")["set"]) if path.is_dir() else None
+    return sentiment_set(read_object(path / "run.json")["set"]) if path.is_dir() else None
 
 
 def read_folder(path: Path, dataset: SentimentSet | None) -> list[Predictions | Reported]:
@@ -82,7 +82,7 @@ def read_folder(path: Path, dataset: SentimentSet | None) -> list[Predictions | 
         raise InputError(f"{path}: no finished seed in it (seed-*/done.json)")
     found: list[Predictions | Reported] = []
     for reading in READINGS:
-        entry = Predictions(f"{path.name} {reading}".strip(), {}, about=read_json(path / "run.json"))
+        entry = Predictions(f"{path.name} {reading}".strip(), {}, about=read_object(path / "run.json"))
         for folder in folders:
             file = folder / f"predictions{f'_{reading}' if reading else ''}.csv"
             if not file.exists():

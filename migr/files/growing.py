@@ -31,12 +31,16 @@ _AGAIN = "run the same command again: it goes on where it stopped"
 class Growing:
     """A JSON Lines file to which this process alone appends; use it in a `with` statement.
 
+    Args:
+        path: The file.
+        key: Under which each row is named.
+
     Raises:
         InputError: Another process is writing to it, or it cannot be written (the disk is full).
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, key: str = "clip_id"):
+        self.path, self.key = path, key
 
     def __enter__(self) -> "Growing":
         with _plainly(self.path):
@@ -45,7 +49,7 @@ class Growing:
         if not lock(self.file.fileno(), wait=False):
             self.file.close()
             raise InputError(f"{self.path}: another process is writing to it; wait for it, or give another --out")
-        self.length = _whole(self.path)
+        self.length = _whole(self.path, self.key)
         self._put_aside()
         self.file.truncate(self.length)
         self.synced = time.monotonic()
@@ -266,18 +270,18 @@ def lock(descriptor: int, wait: bool) -> bool:
     return True
 
 
-def _whole(path: Path) -> int:
+def _whole(path: Path, key: str) -> int:
     """Length of a file up to its first line that is not whole, in bytes."""
-    return sum(length for _, length in _lines(path))
+    return sum(length for _, length in _lines(path, key))
 
 
-def _lines(path: Path) -> Iterator[tuple[Row, int]]:
+def _lines(path: Path, key: str = "clip_id") -> Iterator[tuple[Row, int]]:
     """The rows of a file up to its first line that is not whole, and the length of each one's line in bytes."""
     with path.open("rb") as file:
         while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
             try:
                 row = parse_json(line)
-                if not isinstance(row["clip_id"], str | None):
+                if not isinstance(row[key], str | None):
                     return
             except (ValueError, KeyError, TypeError):
                 return

@@ -13,7 +13,7 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from migr.errors import InputError
-from migr.files.records import read_json
+from migr.files.records import read_object
 from migr.judge.base import read_config
 from migr.omni.checks import load_whole
 from migr.omni.companions import vllm_environment
@@ -150,7 +150,7 @@ def _register(architectures: Sequence[str]) -> None:
 
 def _ends(folder: Path, tokenizer: Any) -> list[int]:
     """The tokens that end a reply: of generation_config.json and the tokenizer's own."""
-    stored = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    stored = read_object(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     ids = stored.get("eos_token_id") if isinstance(stored, dict) else None
     ids = [*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id]
     ends = list(dict.fromkeys(token for token in ids if isinstance(token, int)))

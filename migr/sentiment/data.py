@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, iter_jsonl, read_object
 from migr.sentiment.sets import MODALITIES, SPLITS, SentimentSet, sentiment_set
 
 
@@ -73,7 +73,7 @@ class SentimentData:
 
     def __init__(self, folder: str | Path, modalities: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
-        self.about: Row = read_json(self.folder / "data.json")
+        self.about: Row = read_object(self.folder / "data.json")
         if not isinstance(self.about, dict) or not {"set", "dims", "scaling"} <= set(self.about):
             raise InputError(f"{self.folder / 'data.json'}: not written by stages/features.py")
         self.dataset = sentiment_set(self.about["set"])

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from migr.clips.manifest import safe_path
 from migr.errors import InputError
+from migr.files.growing import Growing
 from migr.files.records import Row, digest, iter_jsonl
 from migr.sources import frames, probing
 from migr.sources.listed import Listed
@@ -133,7 +134,7 @@ class Probes:
     """The results of earlier and of this run, in a JSON Lines file that grows by one line a clip.
 
     Args:
-        path: The file; a line that an interruption cut off is removed.
+        path: The file; what an interruption or a power cut damaged is done again.
         settings: What results depend on beside the clip (a part of each job); results of others are not used.
     """
 
@@ -141,10 +142,10 @@ class Probes:
         self.path, self.settings = path, settings
         self.by = digest(settings, VERSION)
         self.known: dict[str, tuple[list[int], str]] = {}  # key -> stamp, result as JSON: a fifth of a dict's memory
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
+        with Growing(path, "key"):  # takes away what an interruption or a power cut left of a row
+            pass
         for row in iter_jsonl(path, ("key", "stamp", "by", "result")):
-            if row["by"] == self.by:
+            if row["by"] == self.by and isinstance(row["result"], dict):
                 self.known[row["key"]] = row["stamp"], json.dumps(row["result"])
 
     def find(self, key: str, stamp: list[int]) -> Row | None:
@@ -155,7 +156,7 @@ class Probes:
     def run(self, jobs: dict[str, Row], workers: int, timeout: float) -> Iterator[tuple[str, Row]]:
         """Examine the clips of `jobs` (key -> job with `stamp`); writes each result down as it comes, and yields it."""
         work = ({**job, **self.settings, "key": key} for key, job in jobs.items())
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:  # several data sets may share it
             for job, result in probing.examine_all(work, workers, timeout, MEMORY):
                 if result.get("reason") not in AGAIN:
                     row = {"key": job["key"], "stamp": job["stamp"], "by": self.by, "result": result}
@@ -163,17 +164,6 @@ class Probes:
                     file.flush()
                     self.known[job["key"]] = job["stamp"], json.dumps(result)
                 yield job["key"], result
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove what an interruption left of a last line; makes the file if there is none."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        whole = 0
-        for line in file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-        file.truncate(whole)
 
 
 def stamp(path: Path, folder: bool = False) -> list[int]:
