@@ -4,7 +4,7 @@
     python stages/curves.py runs/demo/grpo/* --out runs/demo/grpo/curves.png  runs side by side
 
 Reads what the trainer keeps in its output folder; docs/training.md says what to look for. A run that goes on shows what
-it had logged at its last checkpoint; for live curves: `--report_to tensorboard` or `wandb` (extra `track`).
+it had logged at its last checkpoint; for live curves: `report_to: tensorboard` or `wandb` (extra `track`).
 """
 
 from pathlib import Path

@@ -131,7 +131,12 @@ def main() -> None:
         metrics[fold] = read_object(file)
         if "war" not in metrics[fold]:
             raise InputError(f"{file}: war is missing; is it a metrics.json of eval/consistency.py?")
-    rates = [name for name in metrics[args.folds[0]] if all(f"{name}_ci95" in row for row in metrics.values())]
+    rates = list(dict.fromkeys(key for row in metrics.values() for key in row if f"{key}_ci95" in row))
+    for fold, row in metrics.items():
+        if missing := [name for name in rates if name not in row]:
+            raise InputError(
+                f"{places[fold] / args.metrics}: {missing[0]} is missing, which other folds have; count it again"
+            )
     result: Row = {name: mean([metrics[fold][name] for fold in args.folds]) for name in rates}
     result["n"] = {str(fold): metrics[fold].get("n") for fold in args.folds}
     write_json(args.run / "folds.json", result)

@@ -89,7 +89,7 @@ def _conversations(path: Path) -> Iterator[Row]:
         if not reasoned:
             raise InputError(f"{where} ({name}): no answer with {block('think', '…')}; is this a file of bare labels?")
         response = parse(reasoned[-1])
-        if response.reasoning is None or not response.think:
+        if response.reasoning is None or not response.think or tags("think")[1] not in reasoned[-1]:
             raise InputError(f"{where} ({name}): the think block is empty or not closed")
         row: Row = {"clip_id": str(name)}
         if response.reasoning.segments:

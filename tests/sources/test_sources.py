@@ -532,8 +532,10 @@ def test_five_folds_run_one_after_the_other_and_are_averaged(stage, tmp_path, ca
     (tmp_path / "write.py").write_text(
         "import json, sys\nfrom pathlib import Path\nfold, out = int(sys.argv[1]), Path(sys.argv[2])\n"
         "out.mkdir(parents=True)\nrate = None if fold == 5 else fold / 10\n"
-        "out.joinpath('metrics.json').write_text(json.dumps({'n': 7, 'war': fold / 10, 'uar': 0.5, "
-        "'inconsistent_among_correct': rate, 'note': sys.argv[3]}))\n"
+        "rates = {'war': fold / 10, 'uar': 0.5, 'inconsistent_among_correct': rate}\n"
+        "intervals = {f'{name}_ci95': None for name in rates}\n"
+        "metrics = {'n': 7, **rates, **intervals, 'note': sys.argv[3]}\n"
+        "out.joinpath('metrics.json').write_text(json.dumps(metrics))\n"
     )
     pipeline = tmp_path / "all.txt"
     pipeline.write_text("# a comment\npython {script} {fold} \\\n  {run}/eval 'two words'  # the end\n\n")
@@ -570,10 +572,14 @@ def test_a_wrong_pipeline_is_refused(stage, tmp_path, pipeline, values, message)
 
 
 def test_metrics_of_another_kind_are_refused(stage, tmp_path):
-    (tmp_path / "fold1" / "eval").mkdir(parents=True)
-    (tmp_path / "fold1" / "eval" / "metrics.json").write_text(json.dumps({"war": 1.0}))
-    with pytest.raises(InputError, match="uar is missing"):
-        stage("folds", run=tmp_path, folds=[1])
+    whole = {"war": 1.0, "war_ci95": [1.0, 1.0], "uar": 1.0, "uar_ci95": [1.0, 1.0]}
+    for fold, metrics in {1: whole, 2: {"war": 1.0, "war_ci95": [1.0, 1.0]}, 3: {"mae": 0.5}}.items():
+        (tmp_path / f"fold{fold}" / "eval").mkdir(parents=True)
+        (tmp_path / f"fold{fold}" / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="uar is missing, which other folds have"):
+        stage("folds", run=tmp_path, folds=[1, 2])
+    with pytest.raises(InputError, match="war is missing"):
+        stage("folds", run=tmp_path, folds=[3])
 
 
 def test_folds_of_dfew_share_what_was_examined(good, stage, tmp_path, capfd):
