@@ -25,6 +25,8 @@ class LlmJudge:
     at_once = 256
 
     def __init__(self, folder: Path, labels: LabelSet, engine: EngineSettings = EngineSettings()) -> None:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"judge llm:{folder}: no model folder (config.json is missing)")
         config = read_config(folder)
         architectures = [str(name) for name in config.get("architectures") or []]
         self.omni = "omni" in str(config.get("model_type"))

@@ -149,6 +149,7 @@ def test_other_systems_files_are_converted_and_then_counted_alike(tmp_path):
     (tmp_path / "truth.csv").write_text("video_name,label\n" + "".join(f"{r['clip_id']},{r['label']}\n" for r in rows))
     flags += ["--predictions", str(tmp_path / "erv.txt"), "--truth", str(tmp_path / "truth.csv")]
     other = main([*flags, "--out", str(tmp_path / "other")])
+    own["n_without_prediction"] = 0  # counted where there is a table of the truth
     assert {key: own[key] for key in own if key != "settings"} == {k: other[k] for k in other if k != "settings"}
     assert other["settings"]["format"] == "lines" and other["synonyms"]["joy"] == "happy"
     assert len(read_jsonl(tmp_path / "other" / "predictions.jsonl")) == 100
@@ -277,7 +278,7 @@ def test_what_is_derived_from_the_response_yields_to_what_the_row_says(tmp_path)
             *("--importance", str(tmp_path / "importance.jsonl")),
         ]
     )
-    assert metrics["n_unparseable"] == 3 and metrics["war"] == pytest.approx(3 / 6)
+    assert metrics["n_unparseable"] == 2 and metrics["war"] == pytest.approx(4 / 6)
     assert metrics["starts_with_dominant"] == pytest.approx(2 / 3) and metrics["starts_with_dominant_n"] == 3
 
 
@@ -326,7 +327,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
             "one judge's judgements",
         ),
         ([ROW], [{"clip_id": "c0", "emotion": "sad"}], [], "judgements.jsonl:1: missing 'judge'"),
-        ([ROW], None, ["--judge", "nobody"], "judge 'nobody': neither 'lexicon' nor a folder"),
+        ([ROW], None, ["--judge", "nobody"], "judge 'nobody': neither 'lexicon' nor 'embedded' nor a folder"),
         ([ROW], None, ["--labels", "none.txt"], "labels 'none.txt'"),
         ([ROW], None, ["--importance", "none.jsonl"], "none.jsonl: no such file"),
         ([ROW], [JUDGED], ["--judge", "lexicon"], "--predictions stands beside --judgements or --judge"),
@@ -338,7 +339,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
         ([ROW], None, ["--judge_prices", "cheap"], "invalid PROMPT,COMPLETION value: 'cheap'"),
         ([ROW], None, ["--truth", "none.csv"], "none.csv: no such file"),
         ([ROW], None, ["--judge", "endpoint:nowhere"], "expected endpoint:URL#MODEL"),
-        ([ROW], None, ["--judge", "llm:nowhere"], "nowhere: no model folder"),
+        ([ROW], None, ["--judge", "llm:nowhere"], "judge llm:nowhere: no model folder"),
     ],
 )
 def test_a_mistake_in_the_input_is_named_in_one_line(tmp_path, predictions, judgements, flags, message):
@@ -466,13 +467,13 @@ def test_a_run_of_another_configuration_is_not_continued(generated, tmp_path):
     with pytest.raises(InputError, match="another media"):
         generate(generated, out, "--fps", "1")
     weights = next((generated / "model").glob("*.safetensors"))
-    facts = weights.stat()
-    os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
         with pytest.raises(InputError, match="another model"):
             generate(generated, out)
     finally:
-        os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        weights.write_bytes(content)
     assert (out / "predictions.jsonl").read_bytes() == before
     assert generate(generated, out, "--temperature", "0.7", "--limit", "1", "--overwrite")["n"] == 1
     assert read_json(out / "run.json")["decoding"]["temperature"] == 0.7
