@@ -77,7 +77,8 @@ def arguments() -> tuple[argparse.Namespace, LabelSet]:
     add("--importance", type=Path, help="folder of stages/importance.py, for the bars")
     add("--out", type=Path, help="HTML file to write (default: the clip's name, in this folder)")
     parser.add_settings(LabelSettings, MediaSettings, DecodingSettings)
-    parser.accept_keys(EngineSettings, GenerationSettings)  # of the evaluation's YAML; one clip needs none of them
+    # of the evaluation's YAML; one clip needs none of them
+    parser.accept_keys(EngineSettings, GenerationSettings, "judge")
     args = parser.parse_args()
     if args.model is None:
         made = parser.parse_args([str(args.clip), *demo_arguments("explain"), *sys.argv[1:]])

@@ -105,7 +105,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Generatio
     add("--resamples", type=int, default=2000, help="bootstrap resamples of the intervals")
     add("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="discard another run in --out")
     parser.add_settings(LabelSettings, MediaSettings, EngineSettings, CacheSettings)
-    parser.accept_keys(DecodingSettings, GenerationSettings)  # of the evaluation's YAML
+    parser.accept_keys(DecodingSettings, GenerationSettings, "judge")  # of the evaluation's YAML
     args = parser.parse_args(argv)
     check_resamples(args.resamples, args.seed)
     if args.limit is not None and args.limit < 1:

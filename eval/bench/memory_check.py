@@ -180,6 +180,7 @@ def main() -> None:
         flags[kind] = [*files, *short, *places, *(f"{TINY} {TINY_OF[kind]}".split() if args.tiny else [])]
     flags["sft"] += ["--targets", str(args.out / "targets.jsonl")]
     flags["grpo"] += ["--importance", str(args.out / "importance.jsonl"), "--adapter", str(args.out / "sft")]
+    flags["grpo"] += ["--judge", "lexicon"]  # the recipe's would have to be downloaded
     recipe, _ = read("sft", flags["sft"])
     apart(make_model, recipe.model, args.out / "model", args.tiny)
     make_data(args.out, recipe.media_settings)

@@ -257,7 +257,8 @@ def _add_importance(table: dict[str, Row], path: Path) -> None:
         if row["dominant"] not in MODALITIES or not isinstance(weights, dict):
             raise InputError(f"{where}: needs a dominant modality ({', '.join(MODALITIES)}) and its weights")
         for modality, weight in weights.items():
-            if modality not in MODALITIES or not isinstance(weight, int | float) or not math.isfinite(weight):
+            number = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+            if modality not in MODALITIES or not number:
                 raise InputError(f"{where}: importance of {modality!r} is {weight!r}, not a number of a modality")
         clip["dominant"], clip["importance"] = row["dominant"], {m: weights[m] for m in MODALITIES if m in weights}
 

@@ -66,9 +66,10 @@ class Parser(argparse.ArgumentParser):
                     text += f" (default {default})"
                 group.add_argument(f"--{field.name}", default=default, help=text, **_kind(hints[field.name]), **more)
 
-    def accept_keys(self, *kinds: type) -> None:
-        """Let the YAML hold these dataclasses' fields too, which other commands read."""
-        self._foreign |= {field.name for kind in kinds for field in fields(kind)}
+    def accept_keys(self, *kinds: type | str) -> None:
+        """Let the YAML hold these dataclasses' fields, and these keys, too, which other commands read."""
+        for kind in kinds:
+            self._foreign |= {kind} if isinstance(kind, str) else {field.name for field in fields(kind)}
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse flags and YAML.

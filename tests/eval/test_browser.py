@@ -74,7 +74,7 @@ def test_reasoning_is_taken_apart_by_modality():
 def test_a_response_without_an_answer_is_shown_as_it_stands(tmp_path):
     cut = {"clip_id": "cut", "label": "sad", "response": "<think><video>Tears.</video></think><answ"}
     rows = collect([run([cut, prediction("odd", answer="sad or angry")])], tmp_path / "page.html").clips
-    assert rows[0]["runs"][0]["parts"] == [(None, cut["response"])] and "raw" not in rows[0]["runs"][0]
+    assert rows[0]["runs"][0]["parts"] == [("video", "Tears.")] and rows[0]["runs"][0]["raw"] == "<answ"
     assert rows[1]["runs"][0]["raw"] == "sad or angry" and rows[1]["runs"][0]["parts"][0] == ("video", "A frown.")
 
 

@@ -46,7 +46,7 @@ def test_each_present_modality_is_described_once_and_a_transcript_goes_through(d
 
 
 def test_a_modality_is_described_from_its_own_stream_alone(described, stage, tmp_path, monkeypatch):
-    from migr.engine import task as engine
+    from migr import engine
 
     seen = {}
     opened = engine.open_engine
