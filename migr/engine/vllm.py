@@ -22,7 +22,7 @@ from transformers import BatchFeature
 
 from migr.engine.task import Generation, Request, Score, Task
 from migr.errors import InputError, as_input_error
-from migr.omni.checks import damaged_weight
+from migr.omni.checks import check_finite, damaged_weight, stored_weights
 from migr.omni.companions import vllm_environment
 from migr.omni.family import QWEN3
 from migr.omni.inputs import Features
@@ -55,29 +55,35 @@ class VllmEngine:
         self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
         options.setdefault("worker_extension_cls", "migr.engine.vllm.ChecksWeights")
-        with (
-            quiet(),
-            warnings.catch_warnings(action="ignore"),
-            _stderr_without(b"NUMA binding"),
-            as_input_error(f"{model}: vLLM cannot load it"),
-        ):
-            self.llm = LLM(
-                model=model,
-                load_format="safetensors",  # the other format is pickle, which runs code
-                generation_config="vllm",  # none of the model's own: `_parameters` says all
-                trust_remote_code=False,
-                max_model_len=task.max_length,
-                max_num_seqs=task.batch_size,
-                limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
-                mm_processor_cache_gb=0,  # every clip comes once
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                seed=task.seed,
-                **options,
-            )
+        check_finite(stored_weights(model), model)  # on a CPU vLLM packs weights, and nobody sees them again
+        self.llm: Any = None
+        try:
+            with (
+                quiet(),
+                warnings.catch_warnings(action="ignore"),
+                _stderr_without(b"NUMA binding"),
+                as_input_error(f"{model}: vLLM cannot load it"),
+            ):
+                self.llm = LLM(
+                    model=model,
+                    load_format="safetensors",  # the other format is pickle, which runs code
+                    generation_config="vllm",  # none of the model's own: `_parameters` says all
+                    trust_remote_code=False,
+                    max_model_len=task.max_length,
+                    max_num_seqs=task.batch_size,
+                    limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
+                    mm_processor_cache_gb=0,  # every clip comes once
+                    enable_prefix_caching=False,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    seed=task.seed,
+                    **options,
+                )
+            self.check_weights(model)
+        except BaseException:
+            self.close()  # what a failed load leaves in this process would break the next engine
+            raise
         self._numbers = itertools.count()
-        self.check_weights(model)
 
     def check_weights(self, model: str) -> None:
         """Raise InputError if a weight is not finite; names it. What it once computes stays in vLLM's cache."""
@@ -205,8 +211,9 @@ class VllmEngine:
         """Stop vLLM and give its memory back."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
         cleanup_dist_env_and_memory()
         torch.set_num_threads = self._set_threads
 

@@ -44,6 +44,7 @@ class TextModel:
         self.vllm = engine.engine == "vllm" or (engine.engine == "auto" and installed)
         gpu = torch.cuda.is_available()
         dtype: Any = "float32" if engine.dtype == "auto" and not gpu else engine.dtype
+        self.model: Any = None
         with quiet():
             try:
                 if self.vllm:
@@ -56,7 +57,7 @@ class TextModel:
                     more: dict[str, Any] = {} if gpu else {**narrow, "max_num_batched_tokens": self.longest}
                     if gpu:
                         more["gpu_memory_utilization"] = engine.vllm_gpu_memory_utilization
-                    self.model: Any = LLM(
+                    self.model = LLM(
                         model=str(folder),
                         dtype=dtype,
                         max_model_len=self.longest,
@@ -73,6 +74,8 @@ class TextModel:
                     model = load_whole(AutoModelForCausalLM, folder, str(folder), dtype=dtype)
                     self.model = model.to(torch.device("cuda" if gpu else "cpu")).eval()  # type: ignore[arg-type]
             except (OSError, ValueError, KeyError, RuntimeError) as error:
+                if self.vllm:
+                    self.close()  # what a failed load leaves in this process would break the next engine
                 raise InputError(f"judge llm:{folder}: cannot be loaded as a language model ({_line(error)})") from None
 
     def prompt(self, question: str, think: bool) -> str:
@@ -129,8 +132,9 @@ class TextModel:
         if self.vllm:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-            self.model.llm_engine.engine_core.shutdown()
-            del self.model
+            if self.model is not None:
+                self.model.llm_engine.engine_core.shutdown()
+            self.model = None
             cleanup_dist_env_and_memory()
             torch.set_num_threads = self._set_threads
             return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -114,6 +115,14 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str | Path) -> No
     """Raise InputError if a weight is not finite; names it. Such a model gives empty answers, and no error."""
     if name := damaged_weight(tensors):
         raise InputError(f"{where}: the weights of {name} are not finite numbers; the file is damaged")
+
+
+def stored_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a folder's safetensors files, one at a time."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with as_input_error(f"{path}: the weights cannot be read"), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dict)
+                yield name, file.get_tensor(name)
 
 
 def damaged_weight(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -1,6 +1,7 @@
 """Generation: vLLM and transformers give the tokens of the plain model, clip by clip; streams, limits, errors."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -360,3 +361,21 @@ assert torch.set_num_threads is set_threads
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_failed_load_leaves_nothing_behind_for_the_next_engine(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from vllm.distributed.parallel_state import model_parallel_is_initialized
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = next(broken.glob("*.safetensors"))
+    values = load_file(weights)
+    name = next(key for key in values if key.endswith("layers.0.mlp.up_proj.weight") and "model.layers" in key)
+    values[name][0, 0] = float("inf")
+    save_file(values, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not finite"):
+        open_engine(broken, "vllm", max_new_tokens=2)
+    assert not model_parallel_is_initialized()
+    with open_engine(model, "vllm", max_new_tokens=2) as engine:
+        assert len(list(engine.generate([Request("a", "Which emotion?")]))) == 1
