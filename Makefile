@@ -25,7 +25,7 @@ demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a
 experiment: $(VENV)/ready ## four variants on three seeds, written to docs/results.md (over an hour on 2 cores)
 	@$(PY) stages/demo/demo.py --experiment
 
-test: $(VENV)/ready       ## the tests, on two workers (about a quarter of an hour on 2 cores)
+test: $(VENV)/ready       ## the tests, on two workers (10 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/ready  ## the tests that take minutes each
