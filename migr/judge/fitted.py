@@ -8,7 +8,7 @@ import numpy as np
 from migr.errors import InputError, as_input_error
 from migr.files.records import digest, read_object, write_json
 from migr.judge.base import LONGEST, Judgement
-from migr.judge.lexicon import sentences
+from migr.judge.lexicon import clauses
 from migr.text.labels import LabelSet
 
 
@@ -52,9 +52,9 @@ FEATURES = 2  # of `_ngrams`; a judge of another version would read other featur
 def _ngrams(text: str) -> list[str]:
     """Character n-grams within words (3 to 5 characters); those of hedging sentences are marked."""
     found: list[str] = []
-    for sentence, _, hedges in sentences(text):
+    for clause, _, hedges in clauses(text):
         mark = "?" if hedges else ""
-        for word in sentence.split():
+        for word in clause.split():
             padded = f" {word} "
             found += (mark + padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1)))
     return found

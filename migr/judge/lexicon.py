@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from migr.judge.base import LONGEST, Judgement
 from migr.text.labels import LabelSet
+from migr.text.sentences import split
 
 # Cue words by emotion (in DFEW's words). Ours, for descriptions of faces and voices; they cover the planted benchmark's
 # train wording, so that a gold target scores 1, and not its test wording (hence no "sags", "shouted", "wrinkles", …).
@@ -38,18 +39,19 @@ CUE_WORDS = {
 HEDGES = frozenset({"perhaps", "maybe", "possibly", "might", "may", "unclear", "faint", "faintly", "barely", "seems"})
 NEGATIONS = frozenset({"no", "not", "without", "never", "nor", "isn't", "doesn't", "hardly"})
 NAMED = 3.0  # a word that names an emotion outright weighs as much as three cues
-_WORD, _SENTENCE_END = re.compile(r"[a-z']+"), re.compile(r"[.!?;\n]+")
+_WORD = re.compile(r"[a-z']+")
 
 
-def sentences(text: str) -> Iterator[tuple[str, list[str], bool]]:
-    """Each sentence in lower case, its words, and whether it hedges."""
-    for sentence in _SENTENCE_END.split(text.casefold()):
-        words = _WORD.findall(sentence)
-        yield sentence, words, not HEDGES.isdisjoint(words)
+def clauses(text: str) -> Iterator[tuple[str, list[str], bool]]:
+    """Each sentence, or part of one up to a semicolon, in lower case: the text, its words, and whether it hedges."""
+    for sentence in split(text):
+        for clause in sentence.casefold().split(";"):
+            words = _WORD.findall(clause)
+            yield clause.strip(" .!?…"), words, not HEDGES.isdisjoint(words)
 
 
 class LexiconJudge:
-    """Counts cue words. Sentences that hedge ("perhaps") count only if no plain sentence holds a cue.
+    """Counts cue words. Clauses that hedge ("perhaps") count only if no plain one holds a cue.
 
     A cue within three words after a negation is skipped, and one said again does not count again: a policy would learn
     to repeat it. The probability of an emotion is its share of the cues; a text without any cue, or with a tie at the
@@ -74,7 +76,7 @@ class LexiconJudge:
         """The cue words that count, each once, in the order of the text."""
         plain: dict[str, None] = {}
         hedged: dict[str, None] = {}
-        for _, words, hedges in sentences(text[:LONGEST]):
+        for _, words, hedges in clauses(text[:LONGEST]):
             cues = hedged if hedges else plain
             for i, word in enumerate(words):
                 if word in self.weights and NEGATIONS.isdisjoint(words[max(0, i - 3) : i]):

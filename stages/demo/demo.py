@@ -49,7 +49,8 @@ SMALL = {
     "data": ["--train", "56", "--val", "14", "--test", "14"],
     "train": ["--max_steps", "2", "--num_train_epochs", "1"],
 }
-SEEDS = (6, 7, 8)  # the benchmark seeds that are reported; recipes were fixed on others
+SEED = 6  # of the demo
+SEEDS = (9, 10, 11)  # of the experiment; recipes were fixed on others
 NEEDS = {"sft": "targets", "grpo": "sft", "evaluation": "export", "explain": "export"}  # --arguments: made before it
 PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
 
@@ -121,7 +122,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
 def make(
     upto: str,
     run: Path | None = None,
-    seed: int = SEEDS[0],
+    seed: int = SEED,
     variants: Sequence[str] = ("baseline", "migr"),
     small: bool = False,
 ) -> Path:
@@ -159,7 +160,7 @@ def make(
     return run
 
 
-def arguments_of(stage: str, run: Path | None = None, seed: int = SEEDS[0], small: bool = False) -> list[str]:
+def arguments_of(stage: str, run: Path | None = None, seed: int = SEED, small: bool = False) -> list[str]:
     """The command line of a stage in the demo (the `migr` variant), after making what it needs; progress on stderr.
 
     Raises:
@@ -177,7 +178,7 @@ def main() -> None:
     """The demo or the experiment, then its table and page."""
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo or runs/experiment)")
-    parser.add_argument("--seed", type=int, default=SEEDS[0], help=f"seed of the demo (default {SEEDS[0]})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the demo (default {SEED})")
     parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")
     parser.add_argument("--experiment", action="store_true", help="four variants on three seeds, then docs/results.md")
     parser.add_argument("--upto", choices=STAGES, default="evaluation", help="stop after this stage")
