@@ -1,18 +1,21 @@
 """One kind of error for everything that a user can mend, and its one-line form on the command line."""
 
 import errno
+import json
 import os
 import re
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST = 2000  # characters of an error's line
+_PATIENCE = 10.0  # seconds that processes other than the first give it to say what is wrong with all of them
 # Controls, direction marks and line separators: a file's text must not clear the screen or forge a line of ours.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -80,9 +83,19 @@ def _end(line: str, status: int) -> NoReturn:
         line = f"{line[:_LONGEST]} …"
     rank = os.environ.get("RANK", "0")
     line = f"error: {line}" if rank == "0" else f"error (process {rank}): {line}"
+    _tell_launcher(line)
+    if rank != "0":  # where the first fails too, the launcher ends this one, and a mistake that all make is said once
+        time.sleep(_PATIENCE)
     encoding = sys.stderr.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
     sys.exit(status)
+
+
+def _tell_launcher(line: str) -> None:
+    """Let torch's launcher (torchrun, accelerate launch) show the line in its own report of failures."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def _mistake(error: BaseException) -> str | None:

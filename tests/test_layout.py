@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("migr", "reward", "stages", "eval")
 # From the ground up: a module may import from its own level and from those above it in this list.
 LEVELS = (
-    ("migr.errors", "migr.machine", "migr.settings", "migr.statistics"),
+    ("migr.errors", "migr.launch", "migr.machine", "migr.settings", "migr.statistics"),
     ("migr.files", "migr.page"),
     ("migr.text.labels",),
     ("migr.cli",),
