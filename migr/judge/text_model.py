@@ -18,6 +18,7 @@ from migr.judge.base import read_config
 from migr.omni.checks import load_whole
 from migr.omni.companions import vllm_environment
 from migr.omni.load import quiet
+from migr.omni.templates import render
 from migr.settings import EngineSettings
 from migr.text.format import tags
 
@@ -82,10 +83,7 @@ class TextModel:
         """The chat text of a question, without a template the question itself; `think`: where a model can choose."""
         if not self.tokenizer.chat_template:
             return f"{question}\n"
-        turns = [{"role": "user", "content": question}]
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=think)
-        )
+        return render(self.tokenizer, self.tokenizer.chat_template, question, enable_thinking=think)
 
     def replies(self, prompts: Sequence[str], longest: int) -> list[tuple[str, bool]]:
         """Each prompt's reply, thoughts that the prompt opens included, and whether the model ended it itself."""

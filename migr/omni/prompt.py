@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from migr.clips.manifest import Clip
+from migr.omni.templates import render
 from migr.text.format import MODALITIES, block, tags
 
 QUESTION = (
@@ -47,10 +48,13 @@ def render_prompt(processor: Any, text: str, video: bool, audio: bool) -> str:
     that opening is left out: responses and targets open them themselves, once, whatever the template does.
 
     Args:
-        processor: A `Qwen2_5OmniProcessor`, or anything with its `apply_chat_template`.
+        processor: A `Qwen2_5OmniProcessor`, or anything with its `tokenizer` and `chat_template`.
         text: What is asked.
         video: Whether frames come with it.
         audio: Whether sound comes with it.
+
+    Raises:
+        InputError: The template is broken, or goes beyond a bound (`migr.omni.templates`).
     """
     content: list[dict[str, str]] = []
     if video:
@@ -58,8 +62,6 @@ def render_prompt(processor: Any, text: str, video: bool, audio: bool) -> str:
     if audio:
         content.append({"type": "audio", "audio": ""})
     content.append({"type": "text", "text": text})
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    prompt = render(processor.tokenizer, processor.chat_template, content)
     opening = tags("think")[0]
     return prompt.rstrip().removesuffix(opening) if prompt.rstrip().endswith(opening) else prompt

@@ -452,8 +452,8 @@ def test_an_adapter_without_its_base_is_an_input_error_that_names_it(adapter, tm
 
 def test_a_template_that_opens_the_thoughts_does_not_open_them_twice(processor):
     class Thinking:
-        def apply_chat_template(self, *args, **kwargs):
-            return processor.apply_chat_template(*args, **kwargs) + "<think>\n"
+        tokenizer = processor.tokenizer
+        chat_template = processor.chat_template + "<think>\n"
 
     plain = render_prompt(processor, "Which?", True, True)
     assert render_prompt(Thinking(), "Which?", True, True) == plain
