@@ -194,8 +194,8 @@ def main(argv: Sequence[str]) -> None:
                     f"{manifest}: its clips lie in {root}, outside of its folder; to copy them from there, name it "
                     f"yourself: --clips {manifest}"
                 )
-    shown = write_page(args.out, runs, copy_clips=args.copy_clips)
-    print(f"page: {len(args.runs)} runs, {shown} clips in its browser -> {args.out}")
+    count = write_page(args.out, runs, copy_clips=args.copy_clips)
+    print(f"page: {len(args.runs)} runs, {count} clips in its browser -> {args.out}")
 
 
 if __name__ == "__main__":

@@ -34,15 +34,15 @@ def published(dataset: SentimentSet) -> list[Row]:
     """Published rows of a set: system, figures by MMSA's names (shares as fractions), source, convention."""
     if not PUBLISHED.exists():
         return []
-    found = []
+    entries = []
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["set"] == dataset.name:
                 about = {key: row[key] for key in ("system", "source", "convention")}
                 names = [name for name in row if name not in ("set", *about) and row[name]]
                 values = {name: float(row[name]) / (1 if name in NOT_SHARES else 100) for name in names}
-                found.append({**about, "figures": values})
-    return found
+                entries.append({**about, "figures": values})
+    return entries
 
 
 def scored(entries: Sequence[Predictions], dataset: SentimentSet, args: Any) -> dict[str, Scored]:
@@ -62,11 +62,11 @@ def scored(entries: Sequence[Predictions], dataset: SentimentSet, args: Any) -> 
     truth = np.array([first.truth[clip] for clip in clips])
     truth = truth.astype(np.float32) if dataset.is_score else truth.astype(np.int64)
     weights = draw(len(clips), args.resamples, args.seed)
-    found = {}
+    runs = {}
     for entry in entries:
         seeds = {seed: np.array([rows[clip] for clip in clips], dtype=np.float32) for seed, rows in entry.seeds.items()}
-        found[entry.name] = Scored(dataset, seeds, truth, args.convention, weights)
-    return found
+        runs[entry.name] = Scored(dataset, seeds, truth, args.convention, weights)
+    return runs
 
 
 def importance_by_class(entry: Predictions, dataset: SentimentSet) -> dict[str, dict[str, float]]:
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> Row:
     # Config
     args = arguments(argv)
     own = [set_of(path) for path in args.runs if path.is_dir() and (path / "run.json").exists()]
-    dataset = sentiment_set(args.set) if args.set else next((found for found in own if found is not None), None)
+    dataset = sentiment_set(args.set) if args.set else next((choice for choice in own if choice is not None), None)
     truth = truths(args.data, dataset) if args.data and dataset else {}
 
     # Runs

@@ -69,12 +69,12 @@ class ConsistencyReward:
         start = time.perf_counter()
         scores = score([text_of(c) for c in completions], label, self.labels, self.judge, modalities)
         seconds = time.perf_counter() - start
-        asked = [(one.judgement, truth) for one, truth in zip(scores, label, strict=True) if one.judgement is not None]
-        judged = [judgement.emotion != truth for judgement, truth in asked if judgement.emotion is not None]
+        pairs = [(one.judgement, truth) for one, truth in zip(scores, label, strict=True) if one.judgement is not None]
+        judged = [judgement.emotion != truth for judgement, truth in pairs if judgement.emotion is not None]
         if log_metric is not None:
             log_metric("judge_seconds", seconds)
-            if asked:
-                log_metric("judge_failed", 1 - len(judged) / len(asked))
+            if pairs:
+                log_metric("judge_failed", 1 - len(judged) / len(pairs))
             if judged:
                 log_metric("inconsistent_among_correct", sum(judged) / len(judged))
         return [one.consistency for one in scores]

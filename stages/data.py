@@ -126,9 +126,9 @@ def prepare(args: argparse.Namespace) -> None:
     cache = args.cache_dir or args.out
 
     # Run
-    found = examine_listed(source, cache, settings, args.workers, args.timeout)
+    examination = examine_listed(source, cache, settings, args.workers, args.timeout)
     rows, excluded = [], []
-    for row, result in zip(source.rows, found.results(), strict=True):
+    for row, result in zip(source.rows, examination.results(), strict=True):
         facts = result.get("facts", {})
         absent = [kind for kind in NEEDS[args.require] if facts and not facts[f"has_{kind}"]]
         if absent:
@@ -167,7 +167,7 @@ def prepare(args: argparse.Namespace) -> None:
     parts = ", ".join(f"{count} {split}" for split, count in clips.items())
     print(
         f"data: {len(rows)} clips ({parts}), {len(excluded)} excluded{f' ({reasons})' if reasons else ''}; "
-        f"{found.examined} examined in {found.seconds:.0f} s -> {manifest}"
+        f"{examination.examined} examined in {examination.seconds:.0f} s -> {manifest}"
     )
 
 
@@ -215,8 +215,8 @@ def plant(args: argparse.Namespace) -> None:
         ({**pick(row, "clip_id", "label", "split", "planted"), "path": f"clips/{row['clip_id']}.mp4"} for row in rows),
     )
     write_jsonl(args.out / "excluded.jsonl", [])
-    said = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in rows)
-    write_jsonl(args.out / "reasoning.jsonl", said)
+    reasoning = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in rows)
+    write_jsonl(args.out / "reasoning.jsonl", reasoning)
     write_jsonl(args.out / "judge_fit.jsonl", labelled_texts(args.seed, "test", 2100))
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))
     write_environment(args.out)

@@ -111,12 +111,12 @@ def estimated(args: Any, training: Any, gib: float, gpus: int, zero: int) -> Est
     return estimate(args.model, "eval", media, answer=answer, gpus=gpus, vllm=share)
 
 
-def costs(args: Any, training: Any, found: Estimate, gpus: int, rows: int) -> tuple[str, str]:
+def costs(args: Any, training: Any, estimate: Estimate, gpus: int, rows: int) -> tuple[str, str]:
     """Hours on GPUs like the H200 and GB on disk, as cells of the table."""
     if training is None:
         return "", ""
     rows = min(rows, args.limit or rows)
-    time, (cache, saved) = hours(args, training, found, rows, gpus), disk(args, training, rows)
+    time, (cache, saved) = hours(args, training, estimate, rows, gpus), disk(args, training, rows)
     below = "below " if getattr(training, "use_vllm", False) else ""
     return f"{below}{time:.1f}", f"{cache / 1e9:.1f} + {saved / 1e9:.1f}"
 
@@ -137,8 +137,8 @@ def main() -> None:
     worst = None
     for config in configs:
         machine = MACHINES.get(config.resolve().parent.name, (80, 1, 0))
-        given = (args.gib, args.gpus, args.zero)
-        gib, gpus, zero = (own if own is not None else usual for own, usual in zip(given, machine, strict=True))
+        machine_flags = (args.gib, args.gpus, args.zero)
+        gib, gpus, zero = (own if own is not None else usual for own, usual in zip(machine_flags, machine, strict=True))
         own, training = read(config, args.model)
         if args.fit:
             if training is None:
@@ -147,23 +147,23 @@ def main() -> None:
             print(f"# {config}, {gpus} x {gib:g} GiB: {best.estimate.peak / GIB:.1f} GiB, {best.seconds:.1f} s a step")
             print(best.lines())
             continue
-        found = estimated(own, training, gib, int(gpus), int(zero))
-        moment = max(found.moments, key=found.total)
-        parts = sorted(((found.parts[name], name) for name in found.moments[moment]), reverse=True)[:4]
-        shown = ", ".join(f"{name} {size / GIB:.1f}" for size, name in parts if size > 0.05 * GIB)
-        counts = found.counts
+        estimate = estimated(own, training, gib, int(gpus), int(zero))
+        moment = max(estimate.moments, key=estimate.total)
+        parts = sorted(((estimate.parts[name], name) for name in estimate.moments[moment]), reverse=True)[:4]
+        largest = ", ".join(f"{name} {size / GIB:.1f}" for size, name in parts if size > 0.05 * GIB)
+        counts = estimate.counts
         share = f"{counts['trained'] / 1e6:.1f} M, {counts['trained'] / counts['parameters']:.2%}"
-        row = (f"{config.parent.name}/{config.name}", f"{found.model} ({counts['parameters'] / 1e9:.2f} B)", share)
-        cells = (f"{counts['tokens']:,}", shown, f"{found.peak / GIB:.1f}", f"{gpus} x {gib:g}")
-        table.add_row(*row, *cells, *costs(own, training, found, int(gpus), args.rows))
-        if worst is None or found.peak / gib > worst[0]:
-            worst = (found.peak / gib, config, found, gib)
+        row = (f"{config.parent.name}/{config.name}", f"{estimate.model} ({counts['parameters'] / 1e9:.2f} B)", share)
+        cells = (f"{counts['tokens']:,}", largest, f"{estimate.peak / GIB:.1f}", f"{gpus} x {gib:g}")
+        table.add_row(*row, *cells, *costs(own, training, estimate, int(gpus), args.rows))
+        if worst is None or estimate.peak / gib > worst[0]:
+            worst = (estimate.peak / gib, config, estimate, gib)
     if args.fit:
         return
     Console(width=None if os.isatty(1) else 160).print(table)
     assert worst is not None
-    _, config, found, gib = worst
-    print(f"{found.line(gib * GIB)} -> {config}")
+    _, config, estimate, gib = worst
+    print(f"{estimate.line(gib * GIB)} -> {config}")
 
 
 if __name__ == "__main__":

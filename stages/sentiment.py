@@ -42,12 +42,12 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
 
     folder = Path(run.out) / f"seed-{seed}"
     config = fit.training_arguments(str(folder), seed, *selection(data.dataset), unused=network.head == "llm")
-    chosen = {**asdict(network), "patience": fit.patience, "modalities": list(data.dims), "ablations": run.ablations}
+    settings = {**asdict(network), "patience": fit.patience, "modalities": list(data.dims), "ablations": run.ablations}
     files = (str(data.folder / "clips.jsonl"), str(data.folder / "data.json"))
-    resume = begin(folder, chosen, config, inputs=files, overwrite=run.overwrite)
+    resume = begin(folder, settings, config, inputs=files, overwrite=run.overwrite)
     if resume == "done":
-        found: Row = read_object(folder / "done.json")
-        return found
+        outcome: Row = read_object(folder / "done.json")
+        return outcome
     set_seed(seed)
     model, writer = build_head(network, data, fit.gradient_checkpointing)
     collators = {name: Collator(split, data.dataset, writer) for name, split in data.splits.items()}
@@ -129,15 +129,15 @@ def main(argv: Sequence[str]) -> None:
 
     # Training
     for seed in run.seeds:
-        found = fit_seed(run, network, fit, data, seed)
-        if not found:
+        outcome = fit_seed(run, network, fit, data, seed)
+        if not outcome:
             continue  # another process of this run tells
         write_json(Path(run.out) / "run.json", about)
-        for line in found["warnings"]:
+        for line in outcome["warnings"]:
             print(f"sentiment: seed {seed}: {line}")
-        values = {reading: figures[name] for reading, figures in found["test"].items()}
-        shown = "  ".join(f"{reading} {value:.4f}" for reading, value in values.items() if value is not None)
-        print(f"sentiment: seed {seed}, epoch {found['epoch']:.0f}: test {name}: {shown}; {found['seconds']:.0f} s")
+        values = {reading: figures[name] for reading, figures in outcome["test"].items()}
+        text = "  ".join(f"{reading} {value:.4f}" for reading, value in values.items() if value is not None)
+        print(f"sentiment: seed {seed}, epoch {outcome['epoch']:.0f}: test {name}: {text}; {outcome['seconds']:.0f} s")
 
     # Save
     print(f"sentiment: {len(run.seeds)} seeds -> {run.out}; next: python eval/sentiment.py {run.out} --out TABLE")

@@ -98,10 +98,10 @@ class Bench:
     @torch.no_grad()
     def _tokens(self, row: Features) -> Features:
         row = {name: value.to(self.device) for name, value in row.items()}
-        made = {name: row[name] for name in ("video_grid_thw", "video_second_per_grid", "feature_attention_mask")}
-        made["video_tokens"] = self.thinker.video_tokens_of(row["pixel_values_videos"], row["video_grid_thw"])
-        made["audio_tokens"] = self.thinker.audio_tokens_of(row["input_features"], row["feature_attention_mask"])
-        return made
+        media = {name: row[name] for name in ("video_grid_thw", "video_second_per_grid", "feature_attention_mask")}
+        media["video_tokens"] = self.thinker.video_tokens_of(row["pixel_values_videos"], row["video_grid_thw"])
+        media["audio_tokens"] = self.thinker.audio_tokens_of(row["input_features"], row["feature_attention_mask"])
+        return media
 
     def batch(self, rows: list[Features], completion: int) -> dict[str, Tensor]:
         """Prompts with `completion` random tokens behind them, and the media."""
@@ -157,8 +157,8 @@ class Bench:
                     media = {n: v.to(self.device) for n, v in self.inputs.collate(self.tokens).items()}
                     positions = partial(self.thinker.positions, media=media)
                     packed = pack(batch["input_ids"], batch["attention_mask"], self.new, rows, positions)
-                    given = {"input_ids": packed.input_ids, "attention_mask": packed.mask, **media}
-                    self._backward(given | {"position_ids": packed.position_ids}, packed.shift_labels, reference)
+                    arguments = {"input_ids": packed.input_ids, "attention_mask": packed.mask, **media}
+                    self._backward(arguments | {"position_ids": packed.position_ids}, packed.shift_labels, reference)
                 else:
                     size = self.args.rows
                     for start in range(0, len(rows), size):
@@ -225,14 +225,18 @@ def main() -> None:
     if not args.tiny and gpu_bytes() is None:
         raise InputError("no GPU here; --tiny shows the ratios of a tiny model on a CPU")
     bench, rows = Bench(args), args.rows
-    plain, kept = bench.features, bench.tokens
+    plain, reused = bench.features, bench.tokens
     first = lambda: bench.step([bench._tokens(row) for row in plain], False, rows)  # noqa: E731
     ways: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
         (f"SFT, {rows} rows, first epoch", first, lambda: bench.step(plain, True, 1)),
-        (f"SFT, {rows} rows, second epoch", lambda: bench.step(kept, False, rows), lambda: bench.step(plain, True, 1)),
+        (
+            f"SFT, {rows} rows, second epoch",
+            lambda: bench.step(reused, False, rows),
+            lambda: bench.step(plain, True, 1),
+        ),
         (
             f"SFT, {rows} rows, checkpointing in both",
-            lambda: bench.step(kept, True, rows),
+            lambda: bench.step(reused, True, rows),
             lambda: bench.step(plain, True, rows),
         ),
         (f"sampling {rows} x {args.generations}", lambda: bench.sample(True), lambda: bench.sample(False)),

@@ -21,13 +21,13 @@ def measure(path: str | Path) -> tuple[float, Counter[tuple[str, str]], list[tup
     for row in read_jsonl(path, ("text", "modalities")):
         if not isinstance(row["modalities"], list) or not set(row["modalities"]) <= set(MODALITIES):
             raise InputError(f"{path}: modalities must be a list of {', '.join(MODALITIES)}, not {row['modalities']!r}")
-        true, found = (_name(names) for names in (row["modalities"], modalities_of(row["text"])))
-        counts[true, found] += 1
-        if true != found:
-            wrong.append((true, found, row["text"]))
+        true, assigned = (_name(names) for names in (row["modalities"], modalities_of(row["text"])))
+        counts[true, assigned] += 1
+        if true != assigned:
+            wrong.append((true, assigned, row["text"]))
     if not counts:
         raise InputError(f"{path}: no sentences in it")
-    return sum(n for (true, found), n in counts.items() if true == found) / counts.total(), counts, wrong
+    return sum(n for (true, assigned), n in counts.items() if true == assigned) / counts.total(), counts, wrong
 
 
 def _name(modalities: Iterable[str]) -> str:
@@ -44,8 +44,8 @@ def main() -> None:
     print(f"{'true':{width}}{''.join(f'{name:>{width}}' for name in names)}   <- found")
     for true in names:
         print(f"{true:{width}}{''.join(f'{counts[true, name] or 0:>{width}}' for name in names)}")
-    for true, found, text in wrong:
-        print(f"  {true} found as {found}: {text}")
+    for true, assigned, text in wrong:
+        print(f"  {true} found as {assigned}: {text}")
     print(f"sentences: {accuracy:.1%} of {counts.total()} assigned to exactly the right modalities")
 
 

@@ -100,9 +100,9 @@ def measure(
     if size:
         draws = np.random.default_rng(seed).multinomial(size, counts / size, resamples).astype(np.float64)
 
-    def group(chosen: NDArray[np.bool_]) -> dict[str, Any]:
-        codes = Codes(*cells[chosen, :4].T)
-        return _figures(counts[chosen].astype(np.float64), draws[:, chosen], codes, len(classes))
+    def group(rows: NDArray[np.bool_]) -> dict[str, Any]:
+        codes = Codes(*cells[rows, :4].T)
+        return _figures(counts[rows].astype(np.float64), draws[:, rows], codes, len(classes))
 
     def by(axis: int, names: Sequence[str]) -> dict[str, Any]:
         return {name: group(cells[:, axis] == i) for i, name in enumerate(names) if (cells[:, axis] == i).any()}
@@ -139,16 +139,16 @@ def _tally(
     place = (labels, outcome, start, hidden_of(labels, answers, hidden), dominant)
     code = np.ravel_multi_index(place, table.shape)
     table += np.bincount(code, minlength=table.size).reshape(table.shape)
-    for counts, found in ((confusion, answers), (judged, judgements)):
-        cell = labels * (classes + 1) + np.where(found < 0, classes, found)
+    for counts, codes in ((confusion, answers), (judged, judgements)):
+        cell = labels * (classes + 1) + np.where(codes < 0, classes, codes)
         counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
 
 
 def _figures(counts: Floats, draws: Floats, codes: Codes, classes: int) -> dict[str, Any]:
     """The figures of one group of cells: (c,) counts, (resamples, c) resampled counts, (c,) codes each."""
 
-    def total(chosen: Bools) -> int:
-        return int(counts[chosen].sum())
+    def total(cells: Bools) -> int:
+        return int(counts[cells].sum())
 
     figures: dict[str, Any] = {
         "n": int(counts.sum()),

@@ -37,30 +37,30 @@ def resampled(
     Returns:
         Figure -> (R,), NaN where it is not defined.
     """
-    found = {}
+    figures = {}
     swapped = convention in ("kuda", "mult")
     for sorting in sortings(dataset, prediction, truth, convention):
         cells, k = sorting.cells(), sorting.classes
         place = (cells[:, None] == np.arange(k * (k + 1))) & (cells != LEFT_OUT)[:, None]
         tables = (weights @ place.astype(np.float32)).astype(np.float64).reshape(-1, k, k + 1)
-        found[sorting.accuracy] = accuracy_of(tables)
+        figures[sorting.accuracy] = accuracy_of(tables)
         if sorting.f1 is not None:
-            found[sorting.f1] = f1_of(tables, swapped)
+            figures[sorting.f1] = f1_of(tables, swapped)
         if not dataset.is_score:
-            found["uar"] = recall_of(tables)
+            figures["uar"] = recall_of(tables)
     if dataset.is_score:
         p, y = (read_scores(dataset, x, convention).astype(np.float64) for x in (prediction, truth.astype(np.float32)))
         read = ~np.isnan(p)
         p, y, w = p[read], y[read], weights[:, read].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             count = w.sum(1)
-            found["MAE"] = w @ np.abs(p - y) / count
+            figures["MAE"] = w @ np.abs(p - y) / count
             mp, my = w @ p / count, w @ y / count
             spread = (w @ p**2 / count - mp**2) * (w @ y**2 / count - my**2)
-            found["Corr"] = np.where(
+            figures["Corr"] = np.where(
                 spread > 0, (w @ (p * y) / count - mp * my) / np.sqrt(np.maximum(spread, 0)), np.nan
             )
-    return found
+    return figures
 
 
 def draw(n: int, resamples: int, seed: int) -> Draws:
@@ -86,35 +86,35 @@ class Scored:
         self.each = {name: figures(dataset, p, truth, convention) for name, p in seeds.items()}
         draws = [resampled(dataset, p, truth, convention, weights) for p in seeds.values()]
         # the interval is of the seeds' mean: clips are drawn, seeds are not
-        self.draws = {name: np.mean([found[name] for found in draws], axis=0) for name in draws[0]}
+        self.draws = {name: np.mean([draw[name] for draw in draws], axis=0) for name in draws[0]}
 
     def row(self) -> Row:
         """The figures in JSON: means over seeds by MMSA's names, `_std` (a population's, as MMSA's), `_ci95`, seeds."""
-        found: Row = {"n": len(self.truth), "n_seeds": len(self.seeds)}
+        figures: Row = {"n": len(self.truth), "n_seeds": len(self.seeds)}
         for name, draws in self.draws.items():
             values = [row[name] for row in self.each.values()]
             known = [value for value in values if value is not None]
             whole = len(known) == len(values)
-            found[name] = float(np.mean(known)) if whole else None
-            found[f"{name}_std"] = float(np.std(known)) if whole and len(known) > 1 else None
-            found[f"{name}_ci95"] = interval(draws) if whole else None
-        found["seeds"] = self.each
+            figures[name] = float(np.mean(known)) if whole else None
+            figures[f"{name}_std"] = float(np.std(known)) if whole and len(known) > 1 else None
+            figures[f"{name}_ci95"] = interval(draws) if whole else None
+        figures["seeds"] = self.each
         every = np.concatenate(list(self.seeds.values()))
         unread = ~np.isfinite(every) if self.dataset.is_score else (every < 0) | (every >= len(self.dataset.labels))
-        found["share_unread"] = float(unread.mean())
+        figures["share_unread"] = float(unread.mean())
         if self.dataset.is_score:
-            found["share_exactly_0"] = float((every == 0).mean())
-            found["share_true_0"] = float((self.truth == 0).mean())
-            found["error_by_score"] = self.error_by_score()
-        return found
+            figures["share_exactly_0"] = float((every == 0).mean())
+            figures["share_true_0"] = float((self.truth == 0).mean())
+            figures["error_by_score"] = self.error_by_score()
+        return figures
 
     def errors(self) -> NDArray[np.float64]:
         """Each clip's error, mean over seeds, (n,): absolute, an unread one as far as the range is; or 0 and 1."""
         if not self.dataset.is_score:
             return np.mean([p != self.truth for p in self.seeds.values()], axis=0).astype(np.float64)
         far = 2 * self.dataset.bound
-        found = [np.nan_to_num(np.abs(p.astype(np.float64) - self.truth), nan=far) for p in self.seeds.values()]
-        return np.mean(found, axis=0)
+        distances = [np.nan_to_num(np.abs(p.astype(np.float64) - self.truth), nan=far) for p in self.seeds.values()]
+        return np.mean(distances, axis=0)
 
     def error_by_score(self) -> list[Row]:
         """Mean absolute error and mean prediction by rounded true score (steps of 1, of 0.5 within ±1)."""
@@ -143,17 +143,17 @@ def compare(first: Scored, second: Scored, seed: int) -> Row:
         Figure -> difference and difference_ci95; `error`: mean difference of the errors, and p of a two-sided paired
         permutation test (10,000 random sign flips of the clips' differences).
     """
-    found: Row = {}
+    differences: Row = {}
     for name, draws in second.draws.items():
         means: list[Any] = [[row[name] for row in side.each.values()] for side in (first, second)]
         known = all(value is not None for side in means for value in side)
-        found[name] = {
+        differences[name] = {
             "difference": float(np.mean(means[1]) - np.mean(means[0])) if known else None,
             "difference_ci95": interval(draws - first.draws[name]) if known else None,
         }
     change = second.errors() - first.errors()
-    found["error"] = {"difference": float(change.mean()), "p": sign_flip(change, seed)}
-    return found
+    differences["error"] = {"difference": float(change.mean()), "p": sign_flip(change, seed)}
+    return differences
 
 
 def sign_flip(change: NDArray[np.float64], seed: int) -> float:

@@ -80,7 +80,7 @@ def read_folder(path: Path, dataset: SentimentSet | None) -> list[Predictions | 
     folders = sorted(folder for folder in path.glob("seed-*") if (folder / "done.json").exists())
     if not folders:
         raise InputError(f"{path}: no finished seed in it (seed-*/done.json)")
-    found: list[Predictions | Reported] = []
+    entries: list[Predictions | Reported] = []
     for reading in READINGS:
         entry = Predictions(f"{path.name} {reading}".strip(), {}, about=read_object(path / "run.json"))
         for folder in folders:
@@ -95,8 +95,8 @@ def read_folder(path: Path, dataset: SentimentSet | None) -> list[Predictions | 
             if not reading and (folder / "importance.jsonl").exists():
                 entry.importance += read_jsonl(folder / "importance.jsonl", ("clip_id", "importance"))
         if entry.seeds:
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def read_table(path: Path, dataset: SentimentSet, truth: dict[str, float]) -> Predictions:
@@ -112,13 +112,13 @@ def read_table(path: Path, dataset: SentimentSet, truth: dict[str, float]) -> Pr
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a UTF-8 CSV ({error})") from None
-    found = Predictions(path.stem, {})
+    table = Predictions(path.stem, {})
     for number, row in rows:
         where = f"{path}:{number}"
         if "split" in names and (row[names["split"]] or "").strip() != "test":
             continue
         clip, seed = (row[identity] or "").strip(), (row[names["seed"]] or "").strip() if "seed" in names else ""
-        seed_rows = found.seeds.setdefault(seed, {})
+        seed_rows = table.seeds.setdefault(seed, {})
         if clip in seed_rows:
             raise InputError(f"{where}: {clip!r} stands there twice")
         seed_rows[clip] = value_of(row[columns[0]], dataset)
@@ -128,15 +128,15 @@ def read_table(path: Path, dataset: SentimentSet, truth: dict[str, float]) -> Pr
                 raise InputError(f"{where}: truth {row[columns[1]]!r} is no label of {dataset.name}")
             if dataset.is_score and abs(true) > dataset.bound + 1e-4:
                 raise InputError(f"{where}: truth {true:g}; scores of {dataset.name} lie in ±{dataset.bound:g}")
-            found.truth[clip] = true
-    if not found.seeds:
+            table.truth[clip] = true
+    if not table.seeds:
         raise InputError(f"{path}: no predictions in it")
     if columns[1] is None:
-        lacking = next((clip for rows in found.seeds.values() for clip in rows if clip not in truth), None)
+        lacking = next((clip for rows in table.seeds.values() for clip in rows if clip not in truth), None)
         if lacking is not None:
             raise InputError(f"{path}: no column truth, and clip {lacking!r} is not in --data either")
-        found.truth = {clip: truth[clip] for rows in found.seeds.values() for clip in rows}
-    return found
+        table.truth = {clip: truth[clip] for rows in table.seeds.values() for clip in rows}
+    return table
 
 
 def value_of(text: str | None, dataset: SentimentSet) -> float:
@@ -162,7 +162,7 @@ def read_results(path: Path) -> list[Reported]:
     """MMSA's and MSE-Adapter's result CSV: a row a model, a cell a pair of mean and deviation times 100, as text."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    found = []
+    reports = []
     for row in rows:
         model = row.pop("Model", None) or row.pop("Models", None) or "?"
         figures: Row = {}
@@ -172,8 +172,8 @@ def read_results(path: Path) -> list[Reported]:
                 figures[name], figures[f"{name}_std"] = (float(part) / 100 for part in match.groups())
         if not figures:
             raise InputError(f"{path}: {model}: no pairs (mean, deviation) in its row")
-        found.append(Reported(f"{path.stem} {model}", figures, "as its own result file states; not computed again"))
-    return found
+        reports.append(Reported(f"{path.stem} {model}", figures, "as its own result file states; not computed again"))
+    return reports
 
 
 def read_kuda(path: Path, text: str, dataset: SentimentSet) -> Reported:

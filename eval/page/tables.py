@@ -85,11 +85,11 @@ def comparison(figures: Metrics) -> list[Table]:
     """The figures of eval/compare.py as tables of the page: the paired differences, and the tests."""
     tables = []
     tests = {"right": "right answer", "right_inconsistent": "right answer, other reasoning", "headline": "the headline"}
-    for name, found in figures["runs"].items():
+    for name, run_figures in figures["runs"].items():
         pair = f"{name} against {figures['first']}"
         rows = []
         for key, label, _ in ROWS:
-            row = found["differences"][key]
+            row = run_figures["differences"][key]
             if row["difference"] is not None:
                 low, high = (f"{100 * bound:+.2f}" for bound in row["difference_ci95"])
                 rates = percent(row["first"]), percent(row["second"])
@@ -99,7 +99,7 @@ def comparison(figures: Metrics) -> list[Table]:
         tables.append(Table(pair, columns, rows, note))
         exact = [
             (tests[key], count(row["only_first"]), count(row["only_second"]), count(row["n"]), f"{row['p']:.3g}")
-            for key, row in found["mcnemar"].items()
+            for key, row in run_figures["mcnemar"].items()
             if row["p"] is not None
         ]
         columns = ("", f"only {figures['first']}", f"only {name}", "clips", "p")

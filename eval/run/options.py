@@ -132,7 +132,7 @@ def shown_settings(args: argparse.Namespace, labels: LabelSet, read: dict[str, A
         **({"judge sees": "no words that name an emotion"} if args.hide_emotion_words else {}),
     }
     if args.predictions is not None:
-        given = ("predictions", "truth", "judgements", "importance")
+        names = ("predictions", "truth", "judgements", "importance")
         counted = "counted as wrong" if args.count_missing else "not counted (--count_missing does)"
         facts = {
             "format": read.get("format"),
@@ -140,7 +140,7 @@ def shown_settings(args: argparse.Namespace, labels: LabelSet, read: dict[str, A
             "paired": "by order" if args.by_order else None,
             "without a prediction": read.get("n_without") and f"{read['n_without']}, {counted}",
         }
-        files = {name: str(getattr(args, name)) for name in given if getattr(args, name)}
+        files = {name: str(getattr(args, name)) for name in names if getattr(args, name)}
         return {**files, **{name: value for name, value in facts.items() if value}, **shared}
     return {
         **{name: str(getattr(args, name)) for name in ("model", "clips", "split", "importance") if getattr(args, name)},

@@ -114,8 +114,8 @@ def generate(clips: Sequence[Clip], settings: GenerationSettings, out: Path) -> 
     """
     shard = shard_of(settings.shard, os.environ)
     order = [clip.clip_id for clip in clips]
-    if shard[1] == 1 and (taken := busy(parts(out))):
-        raise InputError(f"{taken}: another process is writing to it; wait for it, or give another --out")
+    if shard[1] == 1 and (file := busy(parts(out))):
+        raise InputError(f"{file}: another process is writing to it; wait for it, or give another --out")
     done = _finished(out)
     if done.issuperset(order):
         print(f"evaluation: {out} holds all {len(done)} predictions already")
@@ -158,7 +158,7 @@ def _generate(
     backend = settings.engine.engine
     size = settings.engine.batch_size or AT_ONCE[backend]
     blocks = [clips[start : start + size] for start in range(0, len(clips), size)][shard[0] :: shard[1]]
-    mine = {clip.clip_id: clip for block in blocks for clip in block}
+    shard_clips = {clip.clip_id: clip for block in blocks for clip in block}
     options = {**settings.engine.options(), **asdict(settings.decoding)}
     options["audio_in_video"] = settings.media.audio_in_video
     files = [part(out.with_name(name), shard) for name in (out.name, *_BESIDE[:3])]
@@ -167,19 +167,19 @@ def _generate(
         Growing(files[0]) as predictions,
         Growing(files[1]) as timings,
         Journal(files[3], done) as journal,
-        tqdm(desc="generating", unit="clip", total=len(mine), initial=len(done & mine.keys())) as bar,
+        tqdm(desc="generating", unit="clip", total=len(shard_clips), initial=len(done & shard_clips.keys())) as bar,
     ):
         while True:
-            for name in journal.deaths.keys() & mine.keys() - done:
+            for name in journal.deaths.keys() & shard_clips.keys() - done:
                 if len(causes := journal.deaths[name]) >= _DEATHS:
                     reason = "the engine died on it twice"
                     with Growing(files[2]) as left_out:
                         left_out.append(
-                            {"clip_id": name, "label": mine[name].label, "reason": reason, "deaths": causes}
+                            {"clip_id": name, "label": shard_clips[name].label, "reason": reason, "deaths": causes}
                         )
                     done.add(name)
                     tqdm.write(f"evaluation: clip {name!r} is left out, {reason}: {'; '.join(causes)}")
-            if done.issuperset(mine):
+            if done.issuperset(shard_clips):
                 return
             before = len(done)
             try:
@@ -189,7 +189,7 @@ def _generate(
                         for answer in engine.generate(_asked(ask, stream, journal)):
                             if answer.key in done:
                                 continue  # of a block that was interrupted
-                            predictions.append(_row(answer, mine[answer.key].label, settings.labels))
+                            predictions.append(_row(answer, shard_clips[answer.key].label, settings.labels))
                             done.add(answer.key)
                             now = time.monotonic()
                             timings.append({"clip_id": answer.key, "seconds": round(now - start, 4)})
@@ -273,9 +273,9 @@ def own_devices(environ: MutableMapping[str, str], tensor_parallel: int) -> None
     count = torch.cuda.device_count()
     if "LOCAL_RANK" not in environ or not count:
         return
-    wanted = int(environ.get("LOCAL_WORLD_SIZE", 1)) * tensor_parallel
-    if wanted > count:
-        raise InputError(f"{wanted} GPUs are wanted (processes x --tensor_parallel), and there are {count}")
+    need = int(environ.get("LOCAL_WORLD_SIZE", 1)) * tensor_parallel
+    if need > count:
+        raise InputError(f"{need} GPUs are wanted (processes x --tensor_parallel), and there are {count}")
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = visible if visible != [""] else [str(number) for number in range(count)]
     start = int(environ["LOCAL_RANK"]) * tensor_parallel

@@ -67,22 +67,22 @@ def read_clips(
     if not base.is_dir():
         raise InputError(f"{base}: no such folder (the root of the clips in {path})")
     clips: list[Clip] = []
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     for row, number in zip(iter_jsonl(path, ("clip_id", "path", "label", "split")), _line_numbers(path), strict=False):
         name = row["clip_id"]
         where = f"{path}:{number}: clip {name!r}"
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: clip_id must be a non-empty string")
-        if name in seen:
-            raise InputError(f"{where}: the same clip_id stands in line {seen[name]}")
-        seen[name] = number
+        if name in lines:
+            raise InputError(f"{where}: the same clip_id stands in line {lines[name]}")
+        lines[name] = number
         clips.append(_clip(where, row, base, labels, must_exist))
     if not clips:
         raise InputError(f"{path}: no clips in it")
-    chosen = [clip for clip in clips if split in (None, clip.split)]
-    if not chosen:
+    selection = [clip for clip in clips if split in (None, clip.split)]
+    if not selection:
         raise InputError(f"{path}: no clip of split {split!r}; there are {sorted({clip.split for clip in clips})}")
-    return chosen
+    return selection
 
 
 def recorded_root(manifest: str | Path) -> Path:

@@ -107,8 +107,8 @@ def frame_places(timeline: Timeline, settings: MediaSettings, path: str | Path =
 
 
 def _even_count(total: int, seconds: float, settings: MediaSettings, path: str | Path) -> int:
-    wanted = min(max(seconds * settings.fps, settings.min_frames), settings.max_frames, total)
-    count = math.floor(wanted / 2) * 2
+    frames = min(max(seconds * settings.fps, settings.min_frames), settings.max_frames, total)
+    count = math.floor(frames / 2) * 2
     if count < 2:
         raise MediaError(f"{path}: {total} video frame(s), at least 2 are needed", "too_few_frames")
     return count

@@ -65,20 +65,20 @@ def pictures(
     """
     waiting = iter(places)
     place = next(waiting, None)
-    shown: av.VideoFrame | None = None
+    picture: av.VideoFrame | None = None
     count = 0
     for frame in decoded(path, container, limit):
         begin = timeline.when(frame, count)
         count += 1
-        while shown is not None and place is not None and begin > timeline.times[place] + 1e-6:
-            yield upright(shown)
+        while picture is not None and place is not None and begin > timeline.times[place] + 1e-6:
+            yield upright(picture)
             place = next(waiting, None)
         if place is None:
             return
-        shown = frame
+        picture = frame
     check_decoded(path, count, len(timeline.times))
-    while shown is not None and place is not None:
-        yield upright(shown)
+    while picture is not None and place is not None:
+        yield upright(picture)
         place = next(waiting, None)
 
 

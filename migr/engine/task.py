@@ -136,8 +136,8 @@ class Task:
         if not request.begins:
             return [], []
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "split_special_tokens": True}
-        found = self.tokenizer(request.begins, **options)
-        return found["input_ids"], [tuple(span) for span in found["offset_mapping"]]
+        encoding = self.tokenizer(request.begins, **options)
+        return encoding["input_ids"], [tuple(span) for span in encoding["offset_mapping"]]
 
     def longest(self, request: Request) -> int:
         """How many tokens the answer may have: a choice is never cut, and no token is shorter than a byte."""
@@ -157,11 +157,11 @@ class Task:
     def _ids(self) -> dict[bytes, int]:
         return {text: i for i, text in self._bytes.items()}
 
-    def allowed(self, choices: Sequence[str], said: Sequence[int]) -> list[int]:
+    def allowed(self, choices: Sequence[str], prefix: Sequence[int]) -> list[int]:
         """The tokens that may follow `said` so that a choice can still come out, in any spelling into tokens."""
-        if any(token in self.ends for token in said):
+        if any(token in self.ends for token in prefix):
             return self.ends
-        text = b"".join(self._bytes[token] for token in said)
+        text = b"".join(self._bytes[token] for token in prefix)
         rests = [choice[len(text) :] for choice in map(str.encode, choices) if choice.startswith(text)]
         pieces = {rest[:length] for rest in rests for length in range(1, len(rest) + 1)}
         return [self._ids[piece] for piece in sorted(pieces) if piece in self._ids] + (
@@ -174,6 +174,6 @@ class Task:
 
     def generation(self, key: str, ids: Iterable[int]) -> Generation:
         """Cut the ids at the token that ended them, decode the rest."""
-        kept = tuple(itertools.takewhile(lambda token: token not in self.ends, ids := list(ids)))
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return Generation(key, text, kept, finished=len(kept) < len(ids))
+        tokens = tuple(itertools.takewhile(lambda token: token not in self.ends, ids := list(ids)))
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Generation(key, text, tokens, finished=len(tokens) < len(ids))

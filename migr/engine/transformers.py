@@ -33,10 +33,10 @@ class _PerRow(LogitsProcessor):
         """Scores (rows, vocabulary) as `generate` has them for the next token, after the suppressed tokens."""
         for row, choices in enumerate(self.choices):
             if choices is not None:
-                kept = self.task.allowed(choices, input_ids[row, self.width :].tolist())
-                allowed = scores[row, kept]
+                tokens = self.task.allowed(choices, input_ids[row, self.width :].tolist())
+                allowed = scores[row, tokens]
                 scores[row] = -torch.inf
-                scores[row, kept] = allowed
+                scores[row, tokens] = allowed
         if not self.task.temperature:
             return scores
         noise = torch.stack([torch.empty_like(scores[0]).exponential_(generator=draw) for draw in self.draws])
@@ -119,8 +119,8 @@ class TransformersEngine:
         values = []
         for states, ids, count in zip(hidden, batch["input_ids"], counts, strict=True):
             logits = thinker.lm_head(states[len(ids) - count - 1 : -1]).float()
-            chosen = ids[len(ids) - count :, None]
-            values.append(logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist())
+            targets = ids[len(ids) - count :, None]
+            values.append(logits.log_softmax(-1).gather(1, targets)[:, 0].tolist())
         return values
 
     def close(self) -> None:

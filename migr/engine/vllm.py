@@ -114,8 +114,8 @@ class VllmEngine:
         once = self.sampling(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         for request, output in self._outputs(requests, lambda _: once):
             ids, spans = self.task.begins(request)
-            found = output.prompt_logprobs[len(output.prompt_logprobs) - len(ids) :]
-            logprobs = (row[token].logprob for row, token in zip(found, ids, strict=True))
+            rows = output.prompt_logprobs[len(output.prompt_logprobs) - len(ids) :]
+            logprobs = (row[token].logprob for row, token in zip(rows, ids, strict=True))
             yield Score(request.key, tuple(logprobs), tuple(spans))
 
     def _outputs(
@@ -124,25 +124,25 @@ class VllmEngine:
         """vLLM's output of each request, in order."""
         engine: Any = self.llm.llm_engine
         assert not engine.has_unfinished_requests(), "one generate() at a time"
-        source, begun, given = enumerate(requests), 0, 0
+        source, begun, yielded = enumerate(requests), 0, 0
         working: dict[str, tuple[int, Request]] = {}
         done: dict[int, tuple[Request, Any]] = {}
         try:
             while True:
-                for index, request in itertools.islice(source, self.task.batch_size - (begun - given)):
+                for index, request in itertools.islice(source, self.task.batch_size - (begun - yielded)):
                     name = str(next(self._numbers))
                     engine.add_request(name, self._input(name, request), parameters(request))
                     working[name] = index, replace(request, media=None)  # its frames are not needed any more
                     begun += 1
-                if begun == given:
+                if begun == yielded:
                     return
-                while given not in done:
+                while yielded not in done:
                     for output in engine.step():
                         if output.finished:
                             index, request = working.pop(output.request_id)
                             done[index] = request, output
-                yield done.pop(given)
-                given += 1
+                yield done.pop(yielded)
+                yielded += 1
         finally:
             engine.abort_request(list(working))
 
@@ -233,15 +233,15 @@ def _stderr_without(phrase: bytes) -> Iterator[None]:
     For a message that vLLM's C++ code prints past Python's logging on a CPU, whatever VLLM_CPU_OMP_THREADS_BIND says
     (tried with 0.31: `nobind` does not end it).
     """
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile() as file:
         sys.stderr.flush()
         stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
+        os.dup2(file.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            held.seek(0)
-            os.write(2, b"".join(line for line in held if phrase not in line))
+            file.seek(0)
+            os.write(2, b"".join(line for line in file if phrase not in line))

@@ -63,19 +63,19 @@ def tower_features(
         parts.append((text_key(clips, inputs, model), pool_text, ("text",)))
     thinker = None
     values: dict[str, Tensor] = {}
-    for key, pooled, made in parts:
+    for key, pooled, keys in parts:
         file = None if folder is None else folder / f"{key}.safetensors"
         if file is not None and (known := _read(file)) is not None:
             values |= known
             continue
         thinker = thinker or load_thinker(model)
-        found = _compute(thinker, inputs, clips, batch_size, pooled, made)
-        _checked(clips, found)
-        values |= found
+        features = _compute(thinker, inputs, clips, batch_size, pooled, keys)
+        _checked(clips, features)
+        values |= features
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            save_file(found, partial)
+            save_file(features, partial)
             partial.chmod(0o644)
             partial.replace(file)
     return Features(tuple(clip.clip_id for clip in clips), {name: values[name] for name in names}, present)
@@ -89,7 +89,7 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 
 
 def _compute(
-    thinker: Any, inputs: OmniInputs, clips: Sequence[Clip], batch_size: int, pooled: Any, made: Sequence[str]
+    thinker: Any, inputs: OmniInputs, clips: Sequence[Clip], batch_size: int, pooled: Any, keys: Sequence[str]
 ) -> dict[str, Tensor]:
     if torch.cuda.is_available():  # only what is run; the rest stays where it is
         for part in (thinker.visual, thinker.audio_tower) if pooled is pool else (thinker.model,):
@@ -101,7 +101,7 @@ def _compute(
             rows += pooled(thinker, inputs, clips[start : start + batch_size])
             bar.update(len(rows) - bar.n)
     values = {}
-    for name in made:
+    for name in keys:
         if size := next((len(row[name]) for row in rows if name in row), 0):
             values[name] = torch.stack([row.get(name, torch.zeros(size)) for row in rows])
     return values
@@ -164,10 +164,10 @@ def pool_text(thinker: Any, inputs: OmniInputs, clips: Sequence[Clip]) -> list[d
 
 def transcript_of(clip: Clip) -> str:
     """The clip's transcript, or InputError where it is no text or blank."""
-    said = clip.extra.get("transcript")
-    if not isinstance(said, str) or not said.strip():
-        raise InputError(f"clip {clip.clip_id!r}: transcript must be a text, or absent, not {said!r}")
-    return said
+    transcript = clip.extra.get("transcript")
+    if not isinstance(transcript, str) or not transcript.strip():
+        raise InputError(f"clip {clip.clip_id!r}: transcript must be a text, or absent, not {transcript!r}")
+    return transcript
 
 
 def _mean_std(tokens: Tensor) -> Tensor:
@@ -213,8 +213,8 @@ def text_key(clips: Sequence[Clip], inputs: OmniInputs, model: str | Path) -> st
         files = [(file.name, file.stat()) for file in sorted(Path(name).glob("*.safetensors"))]
         facts = [(Path(name) / "config.json").read_text(encoding="utf-8")]
         facts += [[file, stat.st_size, stat.st_mtime_ns] for file, stat in files]
-    said = [transcript_of(clip) if "text" in clip.modalities else None for clip in clips]
-    return digest(facts, said, TEXT_POOLING)
+    transcripts = [transcript_of(clip) if "text" in clip.modalities else None for clip in clips]
+    return digest(facts, transcripts, TEXT_POOLING)
 
 
 def towers_digest(model: str | Path) -> str:

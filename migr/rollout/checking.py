@@ -41,7 +41,7 @@ def check_draw(task: Task, ids: Any, features: Features, seed: Any) -> None:
             raise InputError(f"sound of {frames} frames is too short for a single token")
     for token, count in tokens.items():
         mark = task.tokenizer.convert_tokens_to_ids(token)
-        places = [at for at, found in enumerate(ids) if found == mark]
+        places = [at for at, entry in enumerate(ids) if entry == mark]
         if len(places) != count or (places and places[-1] - places[0] + 1 != count):
             raise InputError(f"the prompt has {len(places)} {token}, the features {count}, which must stand in one row")
 

@@ -146,7 +146,7 @@ def find_server(config: Any, model: str) -> dict[str, Any]:
     Raises:
         InputError: No server, another program, or one with another base model.
     """
-    url, until, said = server_url(config), time.monotonic() + config.vllm_server_timeout, False
+    url, until, announced = server_url(config), time.monotonic() + config.vllm_server_timeout, False
     while True:
         try:
             facts = ask(url, "/", timeout=GREETING)
@@ -157,13 +157,13 @@ def find_server(config: Any, model: str) -> dict[str, Any]:
                     f"no rollout server answers at {url} after {config.vllm_server_timeout:.0f} s ({_reason(error)}); "
                     f"start one: {command(url, model)}"
                 ) from error
-        if not said and PartialState().is_main_process:
+        if not announced and PartialState().is_main_process:
             print(
                 f"waiting up to {config.vllm_server_timeout:.0f} s for the rollout server at {url}; what starts one: "
                 f"{command(url, model)}",
                 flush=True,
             )
-        said = True
+        announced = True
         time.sleep(1.0)
     if not isinstance(facts, dict) or facts.get("protocol") != PROTOCOL:
         raise InputError(f"{url}: no rollout server of this version of migr; start one: {command(url, model)}")
@@ -209,8 +209,8 @@ def ask(url: str, path: str, message: bytes | None = None, timeout: float | None
     except ValueError:
         value = None
     if answer.status != 200 or value is None:
-        said = value.get("error") if isinstance(value, dict) else None
-        raise InputError(f"{url}: {said or f'no rollout server of migr (HTTP status {answer.status})'}")
+        reason = value.get("error") if isinstance(value, dict) else None
+        raise InputError(f"{url}: {reason or f'no rollout server of migr (HTTP status {answer.status})'}")
     return value
 
 

@@ -129,8 +129,8 @@ class Rollouts:
         inputs, draws = self.task.inputs, []
         for row, (ids, clip) in enumerate(zip(prompts, clips, strict=True)):
             seed = int(digest(self.task.seed, step, self.rank, row), 16) >> 1  # 63 bits
-            drawn = seed if self.settings["temperature"] else None
-            draws.append(Draw(ids, inputs.media_key(clip), inputs.features(clip), drawn))
+            draw_seed = seed if self.settings["temperature"] else None
+            draws.append(Draw(ids, inputs.media_key(clip), inputs.features(clip), draw_seed))
         done = self.vllm.sample(draws, self.settings)
         bad = [clip.clip_id for clip, (_, logprobs) in zip(clips, done, strict=True) if any(v != v for v in logprobs)]
         if bad:

@@ -103,15 +103,15 @@ class Sampler(VllmEngine):
 
     def ended(self) -> dict[str, Drawn]:
         """Go one step on; what has ended by it, by name."""
-        found = {}
+        outputs = {}
         engine: Any = self.llm.llm_engine
         for output in engine.step():
             if output.finished:
                 answer = output.outputs[0]
                 ids = list(answer.token_ids)
                 logprobs = [row[token].logprob for row, token in zip(answer.logprobs, ids, strict=True)]
-                found[output.request_id] = ids, logprobs
-        return found
+                outputs[output.request_id] = ids, logprobs
+        return outputs
 
     def reloaded(self) -> None:
         """To be called after the workers' weights have changed: that has emptied their store of the towers' tokens, and

@@ -75,9 +75,9 @@ class Desk:
                     for lost in {*waiting, *(job for job, _ in self._running.values())}:
                         lost.answer.set_exception(InputError(f"the server's vLLM failed ({reason(error)})"))
                     raise
-                for name, drawn in ended.items():
+                for name, result in ended.items():
                     job, at = self._running.pop(name)
-                    self._draw(job, at, drawn)
+                    self._draw(job, at, result)
 
     def _begin(self, job: Job) -> None:
         begin = self._weights if job.kind == "weights" else self._sample
@@ -122,7 +122,7 @@ class Desk:
             raise
         self._running |= {name: (job, at) for at, name in enumerate(names)}
 
-    def _draw(self, job: Job, at: int, drawn: Drawn) -> None:
-        job.drawn[at] = drawn
+    def _draw(self, job: Job, at: int, result: Drawn) -> None:
+        job.drawn[at] = result
         if len(job.drawn) == len(job.words["draws"]):
             job.answer.set_result({"drawn": [job.drawn[i] for i in range(len(job.drawn))]})

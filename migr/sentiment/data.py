@@ -44,13 +44,13 @@ class Split:
             try:
                 # a file without any frames cannot be mapped
                 empty = not any(clip.lengths[modality] for clip in clips)
-                found = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+                array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(f"{path}: not readable ({error}); run stages/features.py again") from None
             total = sum(clip.lengths[modality] for clip in clips)
-            if found.shape != (total, dim) or found.dtype != np.float32:
-                raise InputError(f"{path}: shape {found.shape}; clips.jsonl says {(total, dim)}")
-            self.frames[modality] = found
+            if array.shape != (total, dim) or array.dtype != np.float32:
+                raise InputError(f"{path}: shape {array.shape}; clips.jsonl says {(total, dim)}")
+            self.frames[modality] = array
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -93,13 +93,13 @@ def read_clips(folder: Path, dataset: SentimentSet) -> dict[str, list[SentimentC
     Raises:
         InputError: A line without its keys, or with a label that the set does not have; names file and clip.
     """
-    found: dict[str, list[SentimentClip]] = {name: [] for name in SPLITS}
+    clips: dict[str, list[SentimentClip]] = {name: [] for name in SPLITS}
     key = "score" if dataset.is_score else "label"
     ends: dict[str, dict[str, int]] = {name: {} for name in SPLITS}
     path = folder / "clips.jsonl"
     for row in iter_jsonl(path, ("clip_id", "split", "lengths", key)):
         where = f"{path}: clip {row['clip_id']!r}"
-        if row["split"] not in found:
+        if row["split"] not in clips:
             raise InputError(f"{where}: split {row['split']!r}; one of {', '.join(SPLITS)}")
         if not dataset.is_score and row["label"] not in dataset.labels:
             raise InputError(f"{where}: label {row['label']!r}; {dataset.name} has {', '.join(dataset.labels)}")
@@ -110,5 +110,5 @@ def read_clips(folder: Path, dataset: SentimentSet) -> dict[str, list[SentimentC
         clip = SentimentClip(
             row["clip_id"], row.get("transcript") or "", target, row.get("scores", {}), start, row["lengths"]
         )
-        found[row["split"]].append(clip)
-    return found
+        clips[row["split"]].append(clip)
+    return clips

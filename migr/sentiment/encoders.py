@@ -110,11 +110,11 @@ class SequenceFusion(nn.Module):
 
     def encode(self, frames: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the fusion network gets: modality -> (n, hidden), or (n, T, hidden) for experts."""
-        found = {}
+        encoded = {}
         for name, encoder in self.encoders.items():
             tokens = encoder(frames[name], lengths[name].clamp_min(1))
-            found[name] = tokens if self.config.fusion == "experts" else tokens[:, 0]
-        return found
+            encoded[name] = tokens if self.config.fusion == "experts" else tokens[:, 0]
+        return encoded
 
     def forward(
         self, frames: Mapping[str, Tensor], lengths: Mapping[str, Tensor], present: Tensor | None = None
@@ -130,10 +130,10 @@ class SequenceFusion(nn.Module):
 
     def visible(self, lengths: Mapping[str, Tensor], present: Tensor | None = None) -> Tensor:
         """(n, M) bool: the modalities that each clip has. A clip without any counts as one of zeros in the first."""
-        found = torch.stack([lengths[name] > 0 for name in self.modalities], 1)
-        found = found if present is None else found & present
-        first = torch.arange(found.shape[1], device=found.device) == 0
-        return torch.where(found.any(1, keepdim=True), found, first)
+        mask = torch.stack([lengths[name] > 0 for name in self.modalities], 1)
+        mask = mask if present is None else mask & present
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        return torch.where(mask.any(1, keepdim=True), mask, first)
 
     def shape(self) -> dict[str, Any]:
         """The fields of its configuration."""

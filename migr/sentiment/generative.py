@@ -41,14 +41,14 @@ class PseudoTokens(nn.Module):
 
     def forward(self, fused: Tensor) -> Tensor:
         """(n, hidden) -> (n, count, size)."""
-        made = self.linear(self.normalise(fused))
+        tokens = self.linear(self.normalise(fused))
         if self.form == "free":
-            made = made.view(len(fused), self.count, -1)
+            tokens = tokens.view(len(fused), self.count, -1)
         else:
-            made = made[:, None].expand(-1, self.count, -1)
+            tokens = tokens[:, None].expand(-1, self.count, -1)
         if self.form == "affine":
-            made = self.slope * made + self.offset
-        return made * self.rms
+            tokens = self.slope * tokens + self.offset
+        return tokens * self.rms
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,10 @@ class GenerativeSentiment(nn.Module):
 
     def present(self, batch: Mapping[str, Any]) -> Tensor:
         """(n, P) bool: which of `players` each clip has."""
-        found = self.fusion.visible(batch["lengths"])
+        visible = self.fusion.visible(batch["lengths"])
         if self.players == self.fusion.modalities:
-            return found
-        return torch.cat([(batch["prompt_ids"] != batch["bare_ids"]).any(1, keepdim=True), found], 1)
+            return visible
+        return torch.cat([(batch["prompt_ids"] != batch["bare_ids"]).any(1, keepdim=True), visible], 1)
 
     def logits_of(self, batch: Mapping[str, Any], visible: Tensor, shuffle: Tensor | None = None) -> Tensor:
         """The score (n, 1) or log-probabilities (n, C) where only these `players` (n, P) bool are shown.
@@ -181,9 +181,9 @@ class GenerativeSentiment(nn.Module):
         # fused from nothing: no pseudo tokens that say something
         pseudo = torch.where(own.any(1)[:, None, None], pseudo, 0.0)
         pseudo = pseudo if shuffle is None else pseudo[shuffle]
-        said = visible[:, self.players.index("text"), None] if "text" in self.players else torch.ones_like(own[:, :1])
-        ids = torch.where(said, batch["prompt_ids"], batch["bare_ids"])
-        mask = torch.where(said, batch["prompt_mask"], batch["bare_mask"])
+        spoken = visible[:, self.players.index("text"), None] if "text" in self.players else torch.ones_like(own[:, :1])
+        ids = torch.where(spoken, batch["prompt_ids"], batch["bare_ids"])
+        mask = torch.where(spoken, batch["prompt_mask"], batch["bare_mask"])
         return self.read(Prompts(ids, mask), pseudo, out, every=False).logits
 
     def attribute(self, batch: Mapping[str, Any], target: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,14 +245,14 @@ class GenerativeSentiment(nn.Module):
         count = len(tree.tokens)
         nodes = self.embed(tree.tokens.to(prompts.ids.device))[None].expand(n, -1, -1)
         embedded = torch.cat([self.prompt_embeddings(prompts, pseudo), nodes], 1)
-        seen = torch.zeros((n, length + count, length + count), dtype=torch.bool, device=embedded.device)
-        seen[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()
-        seen[:, length:, :length] = True
-        seen[:, length:, length:] = tree.reach.to(embedded.device)
-        seen[:, :, :length] &= prompts.mask[:, None]
-        seen |= torch.eye(length + count, dtype=torch.bool, device=embedded.device)  # a pad sees itself, not nothing
-        mask = torch.zeros(seen.shape, dtype=embedded.dtype, device=embedded.device)
-        mask = mask.masked_fill(~seen, torch.finfo(embedded.dtype).min)[:, None]
+        attends = torch.zeros((n, length + count, length + count), dtype=torch.bool, device=embedded.device)
+        attends[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()
+        attends[:, length:, :length] = True
+        attends[:, length:, length:] = tree.reach.to(embedded.device)
+        attends[:, :, :length] &= prompts.mask[:, None]
+        attends |= torch.eye(length + count, dtype=torch.bool, device=embedded.device)  # a pad sees itself, not nothing
+        mask = torch.zeros(attends.shape, dtype=embedded.dtype, device=embedded.device)
+        mask = mask.masked_fill(~attends, torch.finfo(embedded.dtype).min)[:, None]
         depths = prompts.mask.sum(1, keepdim=True) + tree.depths.to(embedded.device)
         positions = torch.cat([positions_of(prompts.mask), depths], 1)
         logits, _ = self.run(embedded, mask, positions, count + 1)
@@ -282,9 +282,9 @@ class GenerativeSentiment(nn.Module):
         values = self.answers.values.to(log_p.device)
         readings = {}
         if every:
-            chosen = [self.answers.read(row) for row in self.greedy(prompts, pseudo)]
+            choices = [self.answers.read(row) for row in self.greedy(prompts, pseudo)]
             unread = torch.nan if self.score else -1.0
-            readings["greedy"] = torch.tensor([float(self.answers.values[i]) if i >= 0 else unread for i in chosen])
+            readings["greedy"] = torch.tensor([float(self.answers.values[i]) if i >= 0 else unread for i in choices])
             readings["constrained"] = values[self.answers.constrained(log_p)]
         if self.score:
             mean, median = expectation(log_answers, values)

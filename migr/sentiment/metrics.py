@@ -81,25 +81,25 @@ def sortings(
 
     if dataset.bound == 1.0:
         p, y = np.clip(p, -1.0, 1.0), np.clip(y, -1.0, 1.0)
-        found = []
+        rows = []
         for name, edges in _BINS.items():
             sides = [np.sum([x > np.float32(edge) for edge in edges], axis=0) for x in (p, y)]
             f1 = "F1_score" if name == "2" else None
-            found.append(sort(sides[0], sides[1], len(edges) + 1, f"Mult_acc_{name}", f1))
+            rows.append(sort(sides[0], sides[1], len(edges) + 1, f"Mult_acc_{name}", f1))
             if name == "2":
                 weak = np.where(np.abs(y) <= np.float32(0.4), sides[1], LEFT_OUT)
-                found.append(sort(sides[0], weak, 2, "Mult_acc_2_weak"))
-        return found
-    found = []
+                rows.append(sort(sides[0], weak, 2, "Mult_acc_2_weak"))
+        return rows
+    rows = []
     if convention == "mult":
-        found.append(sort(p > 0, y > 0, 2, "Acc_2", "F1_score"))
+        rows.append(sort(p > 0, y > 0, 2, "Acc_2", "F1_score"))
     else:
-        found.append(sort(p >= 0, y >= 0, 2, "Has0_acc_2", "Has0_F1_score"))
-        found.append(sort(p > 0, np.where(y == 0, LEFT_OUT, y > 0), 2, "Non0_acc_2", "Non0_F1_score"))
+        rows.append(sort(p >= 0, y >= 0, 2, "Has0_acc_2", "Has0_F1_score"))
+        rows.append(sort(p > 0, np.where(y == 0, LEFT_OUT, y > 0), 2, "Non0_acc_2", "Non0_F1_score"))
     for bound in (2, 3):
         p_step, y_step = (np.round(np.clip(np.nan_to_num(x), -bound, bound)) + bound for x in (p, y))
-        found.append(sort(p_step, y_step, 2 * bound + 1, f"Mult_acc_{2 * bound + 1}"))
-    return found
+        rows.append(sort(p_step, y_step, 2 * bound + 1, f"Mult_acc_{2 * bound + 1}"))
+    return rows
 
 
 def read_scores(dataset: SentimentSet, prediction: Floats, convention: str = "mmsa") -> Floats:
@@ -152,23 +152,23 @@ def figures(
     dataset: SentimentSet, prediction: Floats, truth: Floats | Ints, convention: str = "mmsa"
 ) -> dict[str, float | None]:
     """The set's figures over n clips, by MMSA's names, unrounded; None where one is not defined."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     swapped = convention in ("kuda", "mult")
     for sorting in sortings(dataset, prediction, truth, convention):
         table = table_of(sorting)
-        found[sorting.accuracy] = float(accuracy_of(table))
+        values[sorting.accuracy] = float(accuracy_of(table))
         if sorting.f1 is not None:
-            found[sorting.f1] = float(f1_of(table, swapped))
+            values[sorting.f1] = float(f1_of(table, swapped))
         if not dataset.is_score:
-            found["uar"] = float(recall_of(table))
+            values["uar"] = float(recall_of(table))
     if dataset.is_score:
         p, y = read_scores(dataset, prediction, convention), truth.astype(np.float32)
         y = np.clip(y, -1.0, 1.0) if dataset.bound == 1.0 else y
         read = ~np.isnan(p)
-        found["MAE"] = float(np.mean(np.absolute(p - y)[read])) if read.any() else None
+        values["MAE"] = float(np.mean(np.absolute(p - y)[read])) if read.any() else None
         varied = read.sum() > 1 and np.ptp(p[read]) > 0 and np.ptp(y[read]) > 0
-        found["Corr"] = float(np.corrcoef(p[read], y[read])[0][1]) if varied else None
-    return {name: None if value is None or np.isnan(value) else value for name, value in found.items()}
+        values["Corr"] = float(np.corrcoef(p[read], y[read])[0][1]) if varied else None
+    return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}
 
 
 def selection(dataset: SentimentSet) -> tuple[str, bool]:

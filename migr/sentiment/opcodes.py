@@ -105,9 +105,9 @@ class _Reader:
         """Take what stands above the last mark, and the mark."""
         for place in range(len(self.stack) - 1, -1, -1):
             if self.stack[place] is _MARK:
-                found = self.stack[place + 1 :]
+                items = self.stack[place + 1 :]
                 del self.stack[place:]
-                return found
+                return items
         raise Damaged("a list that never began")
 
     def sized(self, width: int, kind: str) -> Any:
@@ -122,8 +122,8 @@ class _Reader:
         if count >= LONG:
             self.at += count
             return Bytes(self.data, self.at - count, count)
-        found = self.take(count)
-        return found.decode("utf-8", "surrogatepass") if kind == "text" else found
+        content = self.take(count)
+        return content.decode("utf-8", "surrogatepass") if kind == "text" else content
 
     def line(self) -> str:
         """Bytes up to the end of the line."""
@@ -134,13 +134,13 @@ class _Reader:
 
     def name(self, module: Any, name: Any) -> Any:
         """The stand-in of a name; all others are refused."""
-        wanted = f"{module}.{name}"
-        if wanted in NAMES:
-            return NAMES[wanted]
-        if wanted.startswith(("torch.", "collections.OrderedDict")):
-            raise Damaged(f'{wanted}, a torch tensor: write the features as arrays (MMSA-FET: return_type="np")')
-        shown = "".join(c if c.isprintable() else "?" for c in wanted[:80])
-        raise Damaged(f"a call of {shown}, which no data need; it was refused, and nothing was run")
+        qualified = f"{module}.{name}"
+        if qualified in NAMES:
+            return NAMES[qualified]
+        if qualified.startswith(("torch.", "collections.OrderedDict")):
+            raise Damaged(f'{qualified}, a torch tensor: write the features as arrays (MMSA-FET: return_type="np")')
+        printable = "".join(c if c.isprintable() else "?" for c in qualified[:80])
+        raise Damaged(f"a call of {printable}, which no data need; it was refused, and nothing was run")
 
     def read(self) -> Any:
         """Everything up to the end mark."""

@@ -44,14 +44,14 @@ class Outcome:
         with torch.no_grad():
             for batch in batches(collator, batch_size, device):
                 readout = model.predict(batch)
-                found = {"": readout.prediction, "logits": readout.logits, "fused": readout.fusion.fused}
-                found |= {f"reading {name}": values for name, values in readout.readings.items()}
-                found |= {f"weights {name}": values for name, values in readout.fusion.parts().items()}
-                found["target"] = batch["target"]
+                arrays = {"": readout.prediction, "logits": readout.logits, "fused": readout.fusion.fused}
+                arrays |= {f"reading {name}": values for name, values in readout.readings.items()}
+                arrays |= {f"weights {name}": values for name, values in readout.fusion.parts().items()}
+                arrays["target"] = batch["target"]
                 if importance:
-                    found["importance"], found["contributions"] = model.attribute(batch, batch["target"])
-                    found["present"] = model.present(batch)
-                for name, values in found.items():
+                    arrays["importance"], arrays["contributions"] = model.attribute(batch, batch["target"])
+                    arrays["present"] = model.present(batch)
+                for name, values in arrays.items():
                     columns.setdefault(name, []).append(values.cpu())
         self.columns = {name: torch.cat(parts) for name, parts in columns.items()}
         self.players = model.players
@@ -106,17 +106,17 @@ class Outcome:
         if alpha is None:
             return None
         intensity = self.columns["target"].abs().numpy() if self.dataset.is_score else None
-        found: Row = {}
+        weights: Row = {}
         for k, name in enumerate(EXPERTS):
             values = alpha[:, k].numpy()
             varied = intensity is not None and np.ptp(values) > 0 and np.ptp(intensity) > 0
-            found[name] = {
+            weights[name] = {
                 "mean": float(values.mean()),
                 "std": float(values.std()),
                 "quartiles": np.percentile(values, [25, 50, 75]).tolist(),
                 "with_intensity": float(spearmanr(values, intensity).statistic) if varied else None,
             }
-        return found
+        return weights
 
 
 def word(value: float, dataset: SentimentSet) -> str:
@@ -140,7 +140,7 @@ def ablations(model: Any, collator: Collator, batch_size: int) -> Row:
     if count > 1:
         rows |= {f"only {p}": [p == q for q in model.players] for p in model.players}
         rows |= {f"without {p}": [p != q for q in model.players] for p in model.players}
-    found: Row = {}
+    cells: Row = {}
 
     def measure(mask: list[bool], shuffled: bool = False) -> float | None:
         predictions, targets = [], []
@@ -157,16 +157,16 @@ def ablations(model: Any, collator: Collator, batch_size: int) -> Row:
 
     model.eval()
     for row, mask in rows.items():
-        found[row] = measure(mask)
+        cells[row] = measure(mask)
     if hasattr(model.fusion.fusion, "shown"):
-        shown = model.fusion.fusion.get_buffer("shown")
+        buffer = model.fusion.fusion.get_buffer("shown")
         for k, expert in enumerate(EXPERTS):
-            shown[k] = False
-            found[f"without expert {expert}"] = measure(rows["all"])
-            shown[k] = True
+            buffer[k] = False
+            cells[f"without expert {expert}"] = measure(rows["all"])
+            buffer[k] = True
     if hasattr(model, "lm"):
-        found["shuffled pseudo tokens"] = measure(rows["all"], shuffled=True)
-    return {"figure": name, **found}
+        cells["shuffled pseudo tokens"] = measure(rows["all"], shuffled=True)
+    return {"figure": name, **cells}
 
 
 def warnings(outcome: Outcome, parts: Row | None) -> list[str]:

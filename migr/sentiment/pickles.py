@@ -35,7 +35,7 @@ def read_mmsa(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
     mixed = "train_mix" in table
     passed_over = [f"{key} (no split)" for key in keys if key not in SPLITS and key != "train_mix"]
     passed_over += ["train_mix (clips without labels)"] if mixed else []
-    found = {}
+    splits = {}
     for split, columns in table.items():
         if split not in SPLITS:
             continue
@@ -65,14 +65,14 @@ def read_mmsa(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
             for modality, letter in _OWN.items()
             if f"regression_labels_{letter}" in columns
         }
-        found[split] = SplitSource(ids, labels, texts, frames, scores)
-    return _whole(found, path), passed_over
+        splits[split] = SplitSource(ids, labels, texts, frames, scores)
+    return _whole(splits, path), passed_over
 
 
 def read_mult(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
     """MulT's `mosi_data.pkl`, `mosei_senti_data_noalign.pkl` and the like: GloVe text, no transcripts, no lengths."""
     table, keys, data = _table(path)
-    found = {}
+    splits = {}
     for split, columns in table.items():
         if split not in SPLITS:
             continue
@@ -89,8 +89,8 @@ def read_mult(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
         }
         ids = _mult_ids(columns.get("id"), len(numbers), split, where)
         labels: list[float | str] = [float(score) for score in numbers.reshape(-1)]
-        found[split] = SplitSource(ids, labels, [None] * len(ids), frames)
-    return _whole(found, path), [f"{key} (no split)" for key in keys if key not in SPLITS]
+        splits[split] = SplitSource(ids, labels, [None] * len(ids), frames)
+    return _whole(splits, path), [f"{key} (no split)" for key in keys if key not in SPLITS]
 
 
 def read_mse(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
@@ -98,14 +98,14 @@ def read_mse(path: Path, dataset: SentimentSet) -> tuple[Splits, list[str]]:
     end = next((split for split in SPLITS if path.stem.endswith(f"_{split}")), None)
     if end is None:
         raise InputError(f"{path}: expected a name that ends in _train.pkl, _valid.pkl or _test.pkl")
-    found: Splits = {}
+    splits: Splits = {}
     for split in SPLITS:
         file = path.with_name(f"{path.stem.removesuffix(end)}{split}{path.suffix}")
         rows, data = read_pickle(file)
         if not isinstance(rows, list):
             raise InputError(f"{file}: expected a list of clips, found {type(rows).__name__}")
-        found[split] = _mse_split(rows, file, split, dataset, partial(release, data) if data is not None else None)
-    return found, []
+        splits[split] = _mse_split(rows, file, split, dataset, partial(release, data) if data is not None else None)
+    return splits, []
 
 
 def _mse_split(
@@ -164,19 +164,19 @@ def _table(path: Path) -> tuple[dict[str, dict[str, Any]], list[str], Any]:
     return splits, list(table), data
 
 
-def _whole(found: Splits, path: Path) -> Splits:
+def _whole(splits: Splits, path: Path) -> Splits:
     """The splits, if all of their columns are as long as their labels, and the same features are in all of them."""
-    for split, source in found.items():
+    for split, source in splits.items():
         rows = {"id": len(source.ids), "raw_text": len(source.transcripts)}
         rows |= {name: len(column) for name, column in source.scores.items()}
         for name, count in rows.items():
             if count != len(source.labels):
                 raise InputError(f"{path}: {split}: {name} has {count} rows, the labels {len(source.labels)}")
         dims = {modality: frames.dim for modality, frames in source.frames.items()}
-        first = {modality: frames.dim for modality, frames in found["train"].frames.items()}
+        first = {modality: frames.dim for modality, frames in splits["train"].frames.items()}
         if dims != first:
             raise InputError(f"{path}: {split} has features {dims}, train has {first}")
-    return found
+    return splits
 
 
 def _array(column: Array, where: str) -> NDArray[Any]:

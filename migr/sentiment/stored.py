@@ -143,9 +143,9 @@ def scalar(dtype: Any, content: Any) -> Any:
     real = dtype.real()
     if len(content) != real.itemsize:
         raise Damaged(f"a number of type {dtype.code} with {len(content)} bytes")
-    found = np.frombuffer(content, real) if content else np.array([""])
-    _check_text(found)
-    return found[0].item()
+    array = np.frombuffer(content, real) if content else np.array([""])
+    _check_text(array)
+    return array[0].item()
 
 
 def _check_text(flat: NDArray[Any]) -> None:

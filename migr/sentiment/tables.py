@@ -30,7 +30,7 @@ def read_meld(folder: Path, dataset: SentimentSet, features: Path | None) -> tup
     (U+0092 for an apostrophe); those are put right and counted. The same clip names come in all splits, so the split is
     part of the id. The two clips whose media are broken are kept: their transcripts are whole.
     """
-    found, notes, mended = {}, [], 0
+    splits, notes, mended = {}, [], 0
     for split, name in _MELD.items():
         path = folder / name
         source = SplitSource([], [], [])
@@ -57,15 +57,15 @@ def read_meld(folder: Path, dataset: SentimentSet, features: Path | None) -> tup
                 notes.append(f"{split}/{stem}: {end - start:.1f} s by its times")
         if features is not None:
             source.frames = npy_frames(features, split if split != "valid" else "dev", stems, {"video": ""})
-        found[split] = source
+        splits[split] = source
     if mended:
         notes.append(f"{mended} rows had cp1252's characters as control characters; they were put right")
-    return found, notes
+    return splits, notes
 
 
 def read_cherma(folder: Path, dataset: SentimentSet, features: Path | None) -> tuple[dict[str, SplitSource], list[str]]:
     """CHERMA's `train.json`, `dev.json`, `test.json`; the label is `video_label`, transcripts where `text` is given."""
-    found: dict[str, SplitSource] = {}
+    splits: dict[str, SplitSource] = {}
     for split in SPLITS:
         path = folder / f"{'dev' if split == 'valid' else split}.json"
         rows = read_json(path)
@@ -87,8 +87,8 @@ def read_cherma(folder: Path, dataset: SentimentSet, features: Path | None) -> t
             source.rows.append({"labels": {modality: label for modality, label in own.items() if label}})
         if features is not None:
             source.frames = npy_frames(features, "dev" if split == "valid" else split, stems, {"video": ".mp4"})
-        found[split] = source
-    return found, []
+        splits[split] = source
+    return splits, []
 
 
 _OWN = {"text": "txt", "video": "visual", "audio": "audio"}
@@ -108,7 +108,7 @@ def npy_frames(root: Path, split: str, stems: list[str], ends: dict[str, str]) -
     Raises:
         InputError: No such folder, or a first clip of another shape than (L, D); a missing file is named when reached.
     """
-    found = {}
+    frames = {}
     for modality in MODALITIES:
         folder = root / _FOLDERS[modality] / split
         if not folder.is_dir() or not stems:
@@ -117,10 +117,10 @@ def npy_frames(root: Path, split: str, stems: list[str], ends: dict[str, str]) -
         first = next((path for path in paths if path.is_file()), None)
         if first is None:
             raise InputError(f"{folder}: none of the {len(stems)} clips has a file there, {paths[0].name} for example")
-        found[modality] = Frames(_load(first).shape[1], partial(_clip, paths, _load(first).shape[1]))
-    if not found:
+        frames[modality] = Frames(_load(first).shape[1], partial(_clip, paths, _load(first).shape[1]))
+    if not frames:
         raise InputError(f"--features {root}: expected {', '.join(_FOLDERS.values())}, each with {split}/<clip>.npy")
-    return found
+    return frames
 
 
 def _clip(paths: list[Path], dim: int, i: int) -> NDArray[Any]:

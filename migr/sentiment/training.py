@@ -97,8 +97,8 @@ def load_trainable(model: torch.nn.Module, folder: str | Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     state = load_file(path)
-    wanted = trainable(model)
-    other = set(state) ^ set(wanted) or {n for n in state if state[n].shape != wanted[n].shape}
+    weights = trainable(model)
+    other = set(state) ^ set(weights) or {n for n in state if state[n].shape != weights[n].shape}
     if other:
         raise InputError(f"{path}: weights of another model ({min(other)} does not fit)")
     model.load_state_dict(state, strict=False)
@@ -161,9 +161,9 @@ class SentimentTrainer(Trainer):
 def metrics_of(dataset: SentimentSet) -> Callable[[EvalPrediction], dict[str, float]]:
     """The set's figures for the trainer; one that is not defined is left out."""
 
-    def compute(found: EvalPrediction) -> dict[str, float]:
-        predictions = np.asarray(found.predictions, np.float32).reshape(-1)
-        values = figures(dataset, predictions, np.asarray(found.label_ids).reshape(-1))
+    def compute(output: EvalPrediction) -> dict[str, float]:
+        predictions = np.asarray(output.predictions, np.float32).reshape(-1)
+        values = figures(dataset, predictions, np.asarray(output.label_ids).reshape(-1))
         return {name: value for name, value in values.items() if value is not None}
 
     return compute

@@ -127,12 +127,12 @@ def checked_labels(splits: dict[str, SplitSource], dataset: SentimentSet) -> Non
 
 def unique_ids(source: SplitSource) -> int:
     """Make the second of two equal ids `ID#2` and so on; returns how many there were."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for i, name in enumerate(source.ids):
-        seen[name] += 1
-        if seen[name] > 1:
-            source.ids[i] = f"{name}#{seen[name]}"
-    return sum(seen.values()) - len(seen)
+        counts[name] += 1
+        if counts[name] > 1:
+            source.ids[i] = f"{name}#{counts[name]}"
+    return sum(counts.values()) - len(counts)
 
 
 def write_data(out: Path, splits: dict[str, SplitSource], dataset: SentimentSet, about: Row, notes: list[str]) -> Row:

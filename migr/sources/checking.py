@@ -150,8 +150,8 @@ class Probes:
 
     def find(self, key: str, stamp: list[int]) -> Row | None:
         """The result for a clip whose size and time of change are still `stamp`, or None."""
-        found = self.known.get(key)
-        return json.loads(found[1]) if found is not None and found[0] == stamp else None
+        entry = self.known.get(key)
+        return json.loads(entry[1]) if entry is not None and entry[0] == stamp else None
 
     def run(self, jobs: dict[str, Row], workers: int, timeout: float) -> Iterator[tuple[str, Row]]:
         """Examine the clips of `jobs` (key -> job with `stamp`); writes each result down as it comes, and yields it."""
@@ -173,8 +173,8 @@ def stamp(path: Path, folder: bool = False) -> list[int]:
         OSError: There is no such thing.
     """
     if not folder:
-        found = path.stat()
-        return [found.st_size, found.st_mtime_ns]
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
     found_all = [entry.stat(follow_symlinks=False) for entry in frames.pictures(path)]
     return [sum(s.st_size for s in found_all), max((s.st_mtime_ns for s in found_all), default=0), len(found_all)]
 

@@ -31,8 +31,8 @@ def read(root: Path, fold: int, frames: bool = False) -> Listed:
     """
     labels = label_set("dfew")
     media = frame_folder(root) if frames else _originals(root)
-    found = {} if frames else files_by_number(media, "mp4")
-    rows, seen = [], dict[str, str]()
+    files = {} if frames else files_by_number(media, "mp4")
+    rows, places = [], dict[str, str]()
     for split in SPLITS:
         table = root / "EmoLabel_DataSplit" / f"{split}(single-labeled)" / f"set_{fold}.csv"
         need(table, "--root must be the DFEW folder that holds EmoLabel_DataSplit and Clip")
@@ -45,8 +45,8 @@ def read(root: Path, fold: int, frames: bool = False) -> Listed:
             if label not in tuple("1234567"):
                 raise InputError(f"{where}: label must be 1 to 7, not {label!r}")
             clip_id = f"{int(name):05d}"
-            once(where, clip_id, seen)
-            path = clip_id if frames else found.get(int(name), f"{int(name)}.mp4")
+            once(where, clip_id, places)
+            path = clip_id if frames else files.get(int(name), f"{int(name)}.mp4")
             rows.append({"clip_id": clip_id, "path": path, "label": labels.labels[int(label) - 1], "split": split})
     return Listed(media.resolve(), labels, rows, frames, dict(zip(SPLITS, PUBLISHED[fold], strict=True)))
 

@@ -31,10 +31,10 @@ class Listed:
 
     def sizes(self) -> dict[str, int]:
         """How many clips each split names."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for row in self.rows:
-            found[row["split"]] = found.get(row["split"], 0) + 1
-        return found
+            counts[row["split"]] = counts.get(row["split"], 0) + 1
+        return counts
 
 
 def need(path: Path, what: str) -> Path:
@@ -54,28 +54,28 @@ def files_by_number(folder: Path, suffix: str) -> dict[int, str]:
     Raises:
         InputError: Two files have the same number.
     """
-    found: dict[int, str] = {}
+    files: dict[int, str] = {}
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             stem, dot, end = name.rpartition(".")
             if dot and end.casefold() == suffix and stem.isascii() and stem.isdigit():
                 path = Path(place, name).relative_to(folder).as_posix()
-                if int(stem) in found:
-                    raise InputError(f"{folder}: {found[int(stem)]} and {path} are the same clip; remove one of them")
-                found[int(stem)] = path
-    return found
+                if int(stem) in files:
+                    raise InputError(f"{folder}: {files[int(stem)]} and {path} are the same clip; remove one of them")
+                files[int(stem)] = path
+    return files
 
 
-def once(where: str, clip_id: str, seen: dict[str, str]) -> None:
+def once(where: str, clip_id: str, places: dict[str, str]) -> None:
     """Note where a clip is named.
 
     Raises:
         InputError: It was named before.
     """
-    if clip_id in seen:
+    if clip_id in places:
         raise InputError(
-            f"{where}: clip {clip_id} is named twice, first in {seen[clip_id]} (a column clip_id tells apart what "
+            f"{where}: clip {clip_id} is named twice, first in {places[clip_id]} (a column clip_id tells apart what "
             "differs in its ending or folder only)"
         )
-    seen[clip_id] = where
+    places[clip_id] = where

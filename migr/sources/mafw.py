@@ -29,8 +29,8 @@ def read(root: Path, fold: int) -> Listed:
     labels = label_set("mafw")
     hint = "--root must be the MAFW folder that holds data and 'Train & Test Set'"
     media = need(root / "data" / "clips", hint)
-    found = files_by_number(media, "mp4")
-    rows, seen = [], dict[str, str]()
+    files = files_by_number(media, "mp4")
+    rows, places = [], dict[str, str]()
     for split in SPLITS:
         file = need(root / "Train & Test Set" / "single" / "no_caption" / f"set_{fold}" / f"{split}.txt", hint)
         for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
@@ -44,7 +44,7 @@ def read(root: Path, fold: int) -> Listed:
             if known is None:
                 raise InputError(f"{where}: label {label.strip()!r} is not one of {', '.join(labels.labels)}")
             clip_id = f"{int(stem):05d}"
-            once(where, clip_id, seen)
-            path = found.get(int(stem), f"{clip_id}.mp4")
+            once(where, clip_id, places)
+            path = files.get(int(stem), f"{clip_id}.mp4")
             rows.append({"clip_id": clip_id, "path": path, "label": known, "split": split})
     return Listed(media.resolve(), labels, rows, published=dict(zip(SPLITS, PUBLISHED[fold], strict=True)))

@@ -66,15 +66,15 @@ class Truth:
     labels: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
 
-    def missing(self, seen: set[str]) -> list[str]:
+    def missing(self, ids: set[str]) -> list[str]:
         """The clips that are not among `seen`; of a table with splits, those of the splits that were seen."""
-        splits = {self.splits.get(clip_id) for clip_id in seen}
-        return [clip_id for clip_id in self.labels if clip_id not in seen and self.splits.get(clip_id) in splits]
+        splits = {self.splits.get(clip_id) for clip_id in ids}
+        return [clip_id for clip_id in self.labels if clip_id not in ids and self.splits.get(clip_id) in splits]
 
     def in_order(self, split: str) -> list[str]:
         """The clips to pair with rows that name none."""
-        chosen = [clip_id for clip_id in self.labels if self.splits.get(clip_id) == split]
-        return chosen if self.splits else list(self.labels)
+        ids = [clip_id for clip_id in self.labels if self.splits.get(clip_id) == split]
+        return ids if self.splits else list(self.labels)
 
 
 def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS) -> Row:
@@ -99,7 +99,7 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
     names = _Names(truth.labels)
     order = truth.in_order(reading.split) if reading.by_order else []
     facts: Row = {"format": form, "n": 0, "n_wrapped": 0}
-    seen: set[str] = set()
+    ids: set[str] = set()
 
     def rows() -> Iterator[Row]:
         for number, (where, row) in enumerate(read_rows(path, form, names)):
@@ -130,18 +130,18 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
             response = _wrapped(text, answer)
             facts["n"] += 1
             facts["n_wrapped"] += response != text
-            seen.add(clip_id)
+            ids.add(clip_id)
             yield {"clip_id": clip_id, "label": known or label, "response": response}
         if reading.by_order and reading.truth is not None and facts["n"] < len(order):
             raise InputError(
                 f"{path}: {facts['n']} rows, and {reading.truth} has {len(order)} clips: pairing by order needs as many"
             )
         if reading.count_missing:
-            for clip_id in truth.missing(seen):
+            for clip_id in truth.missing(ids):
                 yield {"clip_id": clip_id, "label": truth.labels[clip_id], "response": "", "missing": True}
 
     write_jsonl(out, rows())
-    return {**facts, **({"n_without": len(truth.missing(seen))} if truth.labels else {})}
+    return {**facts, **({"n_without": len(truth.missing(ids))} if truth.labels else {})}
 
 
 def _nameless(where: str, row: Row) -> InputError:

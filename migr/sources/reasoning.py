@@ -80,12 +80,12 @@ def _conversations(path: Path) -> Iterator[Row]:
         name = next((entry[key] for key in ("clip_id", "video", "audio", "id", "path") if entry.get(key)), None)
         if not isinstance(name, str | int):
             raise InputError(f"{where}: names no clip ('video', 'audio' or 'id'), found {name!r}")
-        said = [
+        contents = [
             str(turn.get("value", turn.get("content", "")))
             for turn in turns
             if isinstance(turn, dict) and turn.get("from", turn.get("role")) in ("gpt", "assistant")
         ]
-        reasoned = [text for text in said if tags("think")[0] in text]
+        reasoned = [text for text in contents if tags("think")[0] in text]
         if not reasoned:
             raise InputError(f"{where} ({name}): no answer with {block('think', '…')}; is this a file of bare labels?")
         response = parse(reasoned[-1])
@@ -130,18 +130,18 @@ def _table(path: Path) -> Iterator[Row]:
             raise InputError(f"{path}:{number}: no clip ({', '.join(_IDS)}); columns: {', '.join(row)}")
         segments = {modality: text for modality, key in _COLUMNS.items() if (text := _one_of(row, [key]))}
         free = _one_of(row, _FREE)
-        found: Row = {"clip_id": name}
+        entry: Row = {"clip_id": name}
         if segments:
-            found |= {"segments": segments, "conclusion": _one_of(row, ["conclusion"]) or ""}
+            entry |= {"segments": segments, "conclusion": _one_of(row, ["conclusion"]) or ""}
         elif free:
-            found["text"] = free
+            entry["text"] = free
         else:
             raise InputError(
                 f"{path}:{number}: clip {name}: no text; it needs a column of {', '.join(_COLUMNS.values())} or one of "
                 f"{', '.join(_FREE)}; columns: {', '.join(row)}"
             )
         answer = _one_of(row, ["answer", "emotion", "label"])
-        yield found | ({"answer": answer} if answer else {})
+        yield entry | ({"answer": answer} if answer else {})
 
 
 def _one_of(row: Row, keys: Iterable[str]) -> str | None:
@@ -193,7 +193,7 @@ def match(path: str | Path, rows: Sequence[Row], clips: Sequence[Clip]) -> dict[
     for clip in clips:
         for name in [*names_of(clip.clip_id), *names_of(clip.path.name)]:
             known.setdefault(name, set()).add(clip.clip_id)
-    found: dict[str, Row] = {}
+    matches: dict[str, Row] = {}
     for row in rows:
         name = str(row["clip_id"])
         meant: set[str] = {name} if name in exact else set()
@@ -203,27 +203,29 @@ def match(path: str | Path, rows: Sequence[Row], clips: Sequence[Clip]) -> dict[
                 f"{path}: {name!r} may be each of {', '.join(sorted(meant)[:_SHOWN])}: name the clip in full"
             )
         for clip_id in meant:
-            if clip_id in found:
-                other = f" (as {found[clip_id]['clip_id']!r} and {name!r})" if found[clip_id]["clip_id"] != name else ""
+            if clip_id in matches:
+                other = (
+                    f" (as {matches[clip_id]['clip_id']!r} and {name!r})" if matches[clip_id]["clip_id"] != name else ""
+                )
                 raise InputError(f"{path}: {clip_id!r} stands there twice{other}")
-            found[clip_id] = row
-    if not found:
-        theirs, ours = ([str(name) for name in names] for names in ((r["clip_id"] for r in rows), sorted(exact)))
+            matches[clip_id] = row
+    if not matches:
+        names, ours = ([str(name) for name in names] for names in ((r["clip_id"] for r in rows), sorted(exact)))
         raise InputError(
-            f"{path}: none of its {len(rows)} names fits a clip: it has {', '.join(theirs[:_SHOWN])}, the clips are "
+            f"{path}: none of its {len(rows)} names fits a clip: it has {', '.join(names[:_SHOWN])}, the clips are "
             f"{', '.join(ours[:_SHOWN])}"
         )
-    return found
+    return matches
 
 
-def merge(found: Sequence[tuple[str | Path, dict[str, Row]]]) -> dict[str, Row]:
+def merge(files: Sequence[tuple[str | Path, dict[str, Row]]]) -> dict[str, Row]:
     """Put the files' rows together: a clip's segments may come from several files, a modality from one only.
 
     Raises:
         InputError: Two files give one clip the same modality, a conclusion each, or a free text beside something else.
     """
     merged: dict[str, Row] = {}
-    for path, rows in found:
+    for path, rows in files:
         for clip_id, row in rows.items():
             if clip_id not in merged:
                 merged[clip_id] = row

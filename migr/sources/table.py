@@ -41,13 +41,13 @@ def read(tables: Sequence[Path], root: Path, labels: LabelSet, split: str) -> Li
     Raises:
         InputError: A row is wrong or names an unknown label; names file and line.
     """
-    seen, rows = dict[str, str](), list[Row]()
+    places, rows = dict[str, str](), list[Row]()
     for table in tables:
         start, prefix = _start(table, root), f"{_name(table)}/" if len(tables) > 1 else ""
-        for number, given in lines(table, ("path", "label")):
-            row = _row(f"{table}:{number}", given, start, root, labels, split)
+        for number, cells in lines(table, ("path", "label")):
+            row = _row(f"{table}:{number}", cells, start, root, labels, split)
             row["clip_id"] = prefix + row["clip_id"]
-            once(f"{table}:{number}", row["clip_id"], seen)
+            once(f"{table}:{number}", row["clip_id"], places)
             rows.append(row)
     if not rows:
         raise InputError(f"{', '.join(map(str, tables))}: no rows in it")
@@ -67,38 +67,38 @@ def _name(table: Path) -> str:
     return str(facts["source"]) if isinstance(facts, dict) and "source" in facts else table.stem
 
 
-def _row(where: str, given: Row, start: Path, root: Path, labels: LabelSet, split: str) -> Row:
-    path = given["path"]
+def _row(where: str, cells: Row, start: Path, root: Path, labels: LabelSet, split: str) -> Row:
+    path = cells["path"]
     if not isinstance(path, str) or not path.strip():
         raise InputError(f"{where}: path must be a non-empty text, not {path!r}")
     if "://" not in path:
         whole = start / as_on_disk(start, path.strip())
         bases = [base for base in (root.absolute(), root.resolve()) if whole.is_relative_to(base)]
         path = (whole.relative_to(bases[0]) if bases else whole).as_posix()  # absolute: refused as outside the root
-    clip_id = str(given.get("clip_id") or Path(path).with_suffix("").as_posix())
+    clip_id = str(cells.get("clip_id") or Path(path).with_suffix("").as_posix())
     for name in (path, clip_id):
         check_name(where, name)
-    row = {"clip_id": clip_id, "path": path, "label": _label(where, given["label"], labels)}
-    row["split"] = given.get("split") or given.get("mode") or split  # `mode` in MOSI, MOSEI and CH-SIMS
+    row = {"clip_id": clip_id, "path": path, "label": _label(where, cells["label"], labels)}
+    row["split"] = cells.get("split") or cells.get("mode") or split  # `mode` in MOSI, MOSEI and CH-SIMS
     for key in ("split", "transcript"):
-        if not isinstance(given.get(key), str | None):
-            raise InputError(f"{where}: {key} must be a text, not {given[key]!r}")
-    rest = {key: value for key, value in given.items() if key not in row and key not in _MEASURED}
+        if not isinstance(cells.get(key), str | None):
+            raise InputError(f"{where}: {key} must be a text, not {cells[key]!r}")
+    rest = {key: value for key, value in cells.items() if key not in row and key not in _MEASURED}
     return row | {key: value for key, value in rest.items() if key != "transcript" or value}
 
 
-def _label(where: str, given: Any, labels: LabelSet) -> str | None:
-    if given is None or given == "":
+def _label(where: str, value: Any, labels: LabelSet) -> str | None:
+    if value is None or value == "":
         return None
-    label = labels.canonical(given) if isinstance(given, str) else None
+    label = labels.canonical(value) if isinstance(value, str) else None
     if label is None:
         try:
-            float(given)
+            float(value)
             hint = "a number is no emotion: name a column of scores `sentiment`, and leave label empty"
         except (TypeError, ValueError):
             hint = f"--labels {labels.name}; a file with one label a line, `happy: joy, joyful`, adds synonyms"
         raise InputError(
-            f"{where}: label {given!r} is not one of {', '.join(labels.labels)}, nor a known synonym ({hint})"
+            f"{where}: label {value!r} is not one of {', '.join(labels.labels)}, nor a known synonym ({hint})"
         )
     return label
 

@@ -52,9 +52,9 @@ def own_share(part: Part) -> float:
     own = part.modalities[0]
     spoken = [modalities_of(sentence) for sentence in split(part.text)]
     if own == "text":
-        return sum(not said or own in said for said in spoken) / len(spoken) if spoken else 0.0
-    spoken = [said for said in spoken if said]
-    return sum(own in said for said in spoken) / len(spoken) if spoken else 0.0
+        return sum(not names or own in names for names in spoken) / len(spoken) if spoken else 0.0
+    spoken = [names for names in spoken if names]
+    return sum(own in names for names in spoken) / len(spoken) if spoken else 0.0
 
 
 def absent_evidence(response: Response, present: Collection[str]) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def absent_evidence(response: Response, present: Collection[str]) -> tuple[str, 
         if part.tagged:
             sentences = [sentence for sentence in split(part.text) if not _DENIES.search(sentence)]
             claimed += part.modalities if sentences else ()
-            claimed += [said[0] for sentence in sentences if len(said := modalities_of(sentence)) == 1]
+            claimed += [names[0] for sentence in sentences if len(names := modalities_of(sentence)) == 1]
         elif not _DENIES.search(part.text):
             claimed += part.modalities
     return tuple(dict.fromkeys(modality for modality in claimed if modality not in heard))

@@ -230,7 +230,7 @@ def _sentences(think: str, start: int, end: int, offset: int) -> Iterator[Part]:
 def _tagged(think: str) -> tuple[list[_Tagged], str | None]:
     """The tagged segments, empty ones too, and what is wrong with the tags, if anything."""
     segments: list[_Tagged] = []
-    seen: set[str] = set()
+    names: set[str] = set()
     error = None
     position = 0
     # The next opening of each tag: searched again only once it is behind us, which keeps the whole scan linear.
@@ -252,9 +252,9 @@ def _tagged(think: str) -> tuple[list[_Tagged], str | None]:
             return segments, f"a tag stands inside <{name}>"
         if not text:
             error = f"<{name}> is empty"
-        elif name in seen:
+        elif name in names:
             error = f"<{name}> comes twice"
-        seen.add(name)
+        names.add(name)
         position = end + len(name) + 3
         start = think.index(text, start) if text else start
         segments.append(_Tagged(name, opens, start, start + len(text), position))

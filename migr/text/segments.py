@@ -78,7 +78,7 @@ def arrange(sentences: Sequence[tuple[str, Sequence[str]]], order: Sequence[str]
             if before != i - 1:
                 texts[i] = repaired(texts[i], first=before < 0, conclusion=place == "")
             before = i
-    parts = {place: " ".join(texts[i] for i in found) for place, found in places.items() if found}
+    parts = {place: " ".join(texts[i] for i in indices) for place, indices in places.items() if indices}
     conclusion = parts.pop("", "")
     changes = ((old, new) for (old, _), new in zip(sentences, texts, strict=True) if old != new)
     return Arranged(parts, conclusion, tuple(changes))

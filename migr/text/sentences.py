@@ -34,16 +34,16 @@ def split(text: str) -> list[str]:
     stays with the sentence that it stands in; a blank line, a list item or a line that begins with a capital letter
     ends one even without a full stop.
     """
-    found: list[str] = []
+    parts: list[str] = []
     for block in _blocks(text):
         start = 0
         for end in _ends(block):
-            found.append(" ".join(block[start:end].split()))
+            parts.append(" ".join(block[start:end].split()))
             start = end
-        found.append(" ".join(block[start:].split()))
+        parts.append(" ".join(block[start:].split()))
     sentences: list[list[str]] = []
     words = True  # whether the last sentence holds a word: "..." or a stray dash is no sentence of its own
-    for piece in filter(None, found):
+    for piece in filter(None, parts):
         here = any(map(str.isalnum, piece))
         if sentences and not (here and words):
             sentences[-1].append(piece)

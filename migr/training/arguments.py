@@ -78,11 +78,11 @@ class OmniArguments(LabelSettings, CacheSettings):
         """Read clips as the model, or the adapter, was trained to; say where that was asked for otherwise."""
         if record is None:
             return
-        taken = {name: value for name, value in record.media.items() if name not in self.explicit}
+        recorded = {name: value for name, value in record.media.items() if name not in self.explicit}
         for name, value in record.media.items():
             if (here := getattr(self.media_settings, name)) != value and name in self.explicit:
                 print(f"note: {name} is {here} here and {value} in {record.source}", file=sys.stderr)
-        self.media_settings = replace(self.media_settings, **taken)
+        self.media_settings = replace(self.media_settings, **recorded)
 
     def require(self, *names: str) -> None:
         """Check that these arguments are given and, if files or folders, there; fail before any long work."""

@@ -73,11 +73,11 @@ def force(stage: str, config: Any, explicit: frozenset[str]) -> None:
     for name, (value, why) in FORCED[stage].items():
         if not hasattr(config, name):
             continue
-        wanted = getattr(config, name)
-        wanted = getattr(wanted, "value", wanted)  # of an enumeration
-        if name in explicit and wanted != value and not (value is None and wanted in ("", [])):
-            raise InputError(f"{name}: {wanted} cannot be honoured here, it must be {value}: {why}")
-        if wanted != value:
+        current = getattr(config, name)
+        current = getattr(current, "value", current)  # of an enumeration
+        if name in explicit and current != value and not (value is None and current in ("", [])):
+            raise InputError(f"{name}: {current} cannot be honoured here, it must be {value}: {why}")
+        if current != value:
             setattr(config, name, value)
     if "suppress_tokens" in (getattr(config, "generation_kwargs", None) or {}):
         raise InputError("generation_kwargs: suppress_tokens cannot be honoured here: it is the media's tokens")

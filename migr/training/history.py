@@ -71,20 +71,20 @@ def reward_line(history: Sequence[Row]) -> str:
 
 def warnings(history: Sequence[Row]) -> list[str]:
     """What in a GRPO run's log says that it cannot have worked, a sentence each. The thresholds are ours."""
-    found = []
+    lines = []
     for name in rewards(history):
         _, values = curve(history, f"rewards/{name}/mean")
         if not values:
-            found.append(f"the reward {name} was None for every response: it taught nothing (docs/rewards.md)")
+            lines.append(f"the reward {name} was None for every response: it taught nothing (docs/rewards.md)")
         elif name == "accuracy" and max(values) == 0:
-            found.append("no sampled response had the right answer: check --labels, and that the SFT adapter answers")
+            lines.append("no sampled response had the right answer: check --labels, and that the SFT adapter answers")
     _, cut = curve(history, "completions/clipped_ratio")
     if cut and sum(cut) / len(cut) > 0.5:
-        found.append(f"{sum(cut) / len(cut):.0%} of the responses were cut: raise max_completion_length")
+        lines.append(f"{sum(cut) / len(cut):.0%} of the responses were cut: raise max_completion_length")
     _, equal = curve(history, "frac_reward_zero_std")
     if equal and min(equal) >= 1:
-        found.append("all responses to a clip always had the same reward: raise temperature or num_generations")
-    return found
+        lines.append("all responses to a clip always had the same reward: raise temperature or num_generations")
+    return lines
 
 
 def plot(histories: Mapping[str, Sequence[Row]], path: str | Path, panels: Sequence[str] = tuple(PANELS)) -> None:

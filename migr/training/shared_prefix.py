@@ -57,8 +57,8 @@ def pack(
     device, prompt = input_ids.device, input_ids.shape[1] - completion
     numbers = list(dict.fromkeys(rows))
     first = [rows.index(number) for number in numbers]
-    ids, seen = input_ids[first, :prompt], attention_mask[first, :prompt].bool()
-    at = positions(ids, seen.long())
+    ids, visible = input_ids[first, :prompt], attention_mask[first, :prompt].bool()
+    at = positions(ids, visible.long())
     shared, real = prompt - 1, attention_mask[:, prompt:].bool()
 
     # where each branch begins behind the shared part
@@ -79,7 +79,7 @@ def pack(
     labels = ids.new_full(size, IGNORED)
     labels[row, column] = input_ids[:, prompt:][source]
     branch = ids.new_full(size, PADDING)
-    branch[:, :shared] = torch.where(seen[:, :shared], PROMPT, PADDING)
+    branch[:, :shared] = torch.where(visible[:, :shared], PROMPT, PADDING)
     branch[row, column] = source[0]
     position_ids = at.new_zeros((3, *size))
     position_ids[:, :, :shared] = at[:, :, :shared]

@@ -57,11 +57,11 @@ PERCEIVES = 0.9  # share of validation clips that the base must name directly be
 
 def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) -> list[Step]:
     """All steps of a run in order; steps of one stage do not depend on each other."""
-    made: list[Step] = []
+    plan: list[Step] = []
 
     def add(name: str, output: Path, script: str, *extra: str, **flags: object) -> None:
-        given = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
-        made.append(Step(name.split("/")[0], name, [sys.executable, str(ROOT / script), *given, *extra], output))
+        words = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+        plan.append(Step(name.split("/")[0], name, [sys.executable, str(ROOT / script), *words, *extra], output))
 
     def train(name: str, output: Path, script: str, config: str, **flags: object) -> None:
         shared = {"config": CONFIGS / f"{config}.yaml", "clips": manifest, "cache_dir": run / "cache", "seed": seed}
@@ -82,8 +82,8 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
     train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
     train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
     least = 0 if small else PERCEIVES
-    asked = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
-    add("importance/check", run / "check.json", "stages/demo/check.py", **asked, **media)  # beside it
+    check_flags = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
+    add("importance/check", run / "check.json", "stages/demo/check.py", **check_flags, **media)  # beside it
     out = importance.parent
     folds = ["--folds", "2" if small else "3"]
     add(
@@ -116,7 +116,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         judges = {"judge": judge, "judge_check": check, "max_new_tokens": 96}
         out = run / "eval" / variant
         add(f"evaluation/{variant}", out / "metrics.json", "eval/consistency.py", **files, **judges, out=out, **media)
-    return made
+    return plan
 
 
 def make(
@@ -142,16 +142,16 @@ def make(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
     run = run or ROOT / "runs" / "demo"
-    wanted = STAGES[: STAGES.index(upto) + 1]
-    plan = [step for step in steps(run, seed, variants, small) if step.stage in wanted]
+    stages = STAGES[: STAGES.index(upto) + 1]
+    plan = [step for step in steps(run, seed, variants, small) if step.stage in stages]
     record, settings = run / "seconds.json", run / "settings.json"
     seconds: dict[str, float] = read_json(record) if record.exists() else {}
     before: dict[str, str] = read_json(settings) if settings.exists() else {}
     now = {step.name: step_digest(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
     check_settings(plan, now, before)
-    for number, stage in enumerate(wanted, 1):
+    for number, stage in enumerate(stages, 1):
         todo = [step for step in plan if step.stage == stage and not step.output.exists()]
-        print(f"[{number}/{len(wanted)}] {stage}{'' if todo else ': there already'}", flush=True)
+        print(f"[{number}/{len(stages)}] {stage}{'' if todo else ': there already'}", flush=True)
         if todo:
             before |= {step.name: now[step.name] for step in todo}
             write_json(settings, before)
