@@ -5,7 +5,8 @@
 A RUN is a folder of eval/consistency.py (predictions.jsonl and judgements.jsonl, or the files that its metrics.json
 names). Every other run is compared with the first: each rate's difference with a paired bootstrap interval (clips are
 resampled, with what both runs made of them), and exact McNemar tests on the clips where the runs differ. compare.json
-holds all figures, changed.jsonl each clip that changed its cell, report.html the runs side by side.
+holds all figures, changed.jsonl each clip that changed its cell, report.html the runs side by side. Where all runs have
+a RUN/drift (eval/drift.py), its figures are compared too, on the clips on which both were measured.
 
 Runs on different clips are refused, unless --common restricts them to the clips that all have; so are other label sets
 and other judges (--any_judge), because then the judge's difference would pass for the runs'.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.figures import tally
+from eval.figures import drift, tally
 from eval.figures.codes import CELL_OF, MISSING, OUTCOMES, Ints, hidden_of, outcome_of, start_of
 from eval.figures.metrics import check_resamples
 from eval.figures.paired import differences, mcnemar
@@ -190,6 +191,9 @@ def main(argv: Sequence[str]) -> Row:
             "cells": [{"from": a, "to": b, "n": n} for (a, b), n in sorted(moves.items())],
             "n_changed": sum(n for (a, b), n in moves.items() if a != b),
         }
+    if (measured := drift.read_runs(args.runs, args.any_judge)) is not None:
+        for name, rows_there in zip(names[1:], measured[1:], strict=True):
+            figures["runs"][name]["drift"] = drift.differences(measured[0], rows_there, args.resamples, args.seed)
 
     # Save
     if args.out is not None:
@@ -218,6 +222,9 @@ def show(figures: Row) -> None:
                 low, high = (100 * bound for bound in row["difference_ci95"])
                 change = f"{100 * row['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]"
                 table.add_row(rate, percent(row["first"]), percent(row["second"]), change)
+        table.add_section()
+        for heading, first, second, change, bounds in drift.compared(metrics.get("drift", {})):
+            table.add_row(heading, first, second, f"{change}  [{bounds}]")
         console.print(table)
         for test, row in metrics["mcnemar"].items():
             p = "–" if row["p"] is None else f"{row['p']:.3g}"

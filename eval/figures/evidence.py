@@ -9,6 +9,7 @@ import numpy as np
 
 from migr.clips.manifest import Clip
 from migr.files.records import Row, digest
+from migr.statistics import estimate, quotient, resampled_sums
 from migr.text.format import Response, parse, until_answer
 from migr.text.labels import LabelSet
 
@@ -43,6 +44,18 @@ def changed(media: "Media", modality: str, how: str, donor: "Media") -> "Media":
     return replace(media, waveform=donor.waveform)
 
 
+def blanked(media: "Media") -> "Media":
+    """The clip with every modality that it has blanked."""
+    if media.frames is not None:
+        media = changed(media, "video", "blank", media)
+    return changed(media, "audio", "blank", media) if media.waveform is not None else media
+
+
+def drawn(seed: int, clip_id: str, names: Sequence[str]) -> str | None:
+    """One of the names, by the seed and the clip's own name alone; None where there is none."""
+    return random.Random(digest(seed, clip_id)).choice(names) if names else None
+
+
 class Donors:
     """Which clip lends each clip its video, its sound and its reasoning; drawn by the seed and its name alone."""
 
@@ -58,7 +71,7 @@ class Donors:
         if (key := (modality, clip.label)) not in self._others:
             donors = (c for c in self.clips.values() if modality in c.modalities and c.label != clip.label)
             self._others[key] = [c.clip_id for c in donors]
-        name = self._drawn(clip.clip_id, self._others[key])
+        name = drawn(self.seed, clip.clip_id, self._others[key])
         return self.clips[name] if name else None
 
     def of_reasoning(self, clip_id: str) -> str | None:
@@ -69,10 +82,7 @@ class Donors:
         if (key := ("reasoning", answer)) not in self._others:
             donors = ((name, other) for name, other in self.answers.items() if other not in (None, answer))
             self._others[key] = [name for name, _ in donors if self.think[name]]
-        return self._drawn(clip_id, self._others[key])
-
-    def _drawn(self, clip_id: str, others: Sequence[str]) -> str | None:
-        return random.Random(digest(self.seed, clip_id)).choice(others) if others else None
+        return drawn(self.seed, clip_id, self._others[key])
 
 
 def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Callable[[Clip, str], Clip | None]) -> Row:
@@ -94,7 +104,7 @@ def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Calla
         offsets[clip.clip_id] = spans
         if not spans:
             continue
-        whole = replace(ask(clip), begins=response[: spans[-1][2]])
+        whole = replace(ask(clip), begins=response)  # cut short, its last word would be another token
         requests.append(whole)
         assert whole.media is not None
         for modality in dict.fromkeys(span[0] for span in spans):
@@ -129,9 +139,20 @@ def _same(one: "Media", other: "Media") -> bool:
     )
 
 
+def touching(tokens: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(token, span) for each token that touches one of the spans, which stand in order; the first that it touches."""
+    pairs, place = [], 0
+    for token, (start, end) in enumerate(tokens):
+        while place < len(spans) and spans[place][1] <= start:
+            place += 1
+        if place < len(spans) and spans[place][0] < end:
+            pairs.append((token, place))
+    return pairs
+
+
 def _sum(score: "Score", start: int, end: int) -> tuple[float, int]:
     """log p of the tokens that touch these characters, and their number."""
-    values = [p for p, (a, b) in zip(score.logprobs, score.spans, strict=True) if a < end and b > start]
+    values = [score.logprobs[token] for token, _ in touching(score.spans, [(start, end)])]
     return float(sum(values)), len(values)
 
 
@@ -192,21 +213,5 @@ def measure(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
 
 def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """Sum of parts over sum of wholes, one of each a clip, and its interval; both None without a clip."""
-    from scipy.stats import bootstrap
-
-    if not wholes.sum():
-        return {name: None, f"{name}_ci95": None}
-    value = float(parts.sum() / wholes.sum())
-    if len(parts) < 2 or np.ptp(parts / wholes) == 0:  # nothing can vary
-        return {name: value, f"{name}_ci95": [value, value]}
-    draws = bootstrap(
-        (parts, wholes),
-        lambda p, w, axis: p.sum(axis) / w.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=50,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return {name: value, f"{name}_ci95": [float(bound) for bound in draws.confidence_interval]}
+    sums = resampled_sums(np.stack([parts, wholes], 1), resamples, seed)
+    return estimate(name, quotient(sums[:, 0], sums[:, 1]))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.figures.drift import compared
 from eval.figures.rates import COUNTS, RATES
 from migr.page import clean
 
@@ -105,4 +106,8 @@ def comparison(figures: Metrics) -> list[Table]:
         columns = ("", f"only {figures['first']}", f"only {name}", "clips", "p")
         note = "Exact McNemar tests: on how many clips it holds for one run and not for the other."
         tables.append(Table(f"{pair}: tests", columns, exact, note))
+        if found.get("drift"):
+            columns = ("", figures["first"], name, "difference", "95 % interval")
+            note = f"Paired bootstrap over the {count(found['drift']['n'])} clips on which eval/drift.py measured both."
+            tables.append(Table(f"{pair}: drift", columns, compared(found["drift"]), note))
     return tables

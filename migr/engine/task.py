@@ -69,6 +69,22 @@ class Score:
     spans: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Attention:
+    """How much the model looks at the clip while it writes the given beginning of an answer, token by token.
+
+    Attributes:
+        key: The request's.
+        shares: Share of the attention, over all layers and heads, that goes to media tokens where each token of
+            `begins` is predicted.
+        spans: As of a `Score`.
+    """
+
+    key: str
+    shares: tuple[float, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
 class Engine(Protocol):
     """Answers requests in order; used in a `with` statement, or closed by `close`."""
 

@@ -12,7 +12,7 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 # isort: split
 from transformers import GenerationConfig, LogitsProcessor
 
-from migr.engine.task import Generation, Request, Score, Task
+from migr.engine.task import Attention, Generation, Request, Score, Task
 from migr.omni.inputs import Features
 from migr.omni.thinker import thinker_of
 
@@ -86,6 +86,24 @@ class TransformersEngine:
             for request, (_, spans), values in zip(batch, begins, logprobs, strict=True):
                 yield Score(request.key, tuple(values), tuple(spans))
 
+    def attend(self, requests: Iterable[Request]) -> Iterator[Attention]:
+        """Where the model looks while it would write the given beginnings, in order; vLLM cannot tell.
+
+        Raises:
+            InputError: A request cannot be used; names it.
+        """
+        text_model = thinker_of(self.model).model
+        implementation = text_model.config._attn_implementation
+        text_model.set_attn_implementation("eager")  # the others do not keep the weights
+        try:
+            for batch, rows in self._batches(requests):
+                begins = [self.task.begins(request) for request in batch]
+                shares = self._attend(rows, [len(ids) for ids, _ in begins])
+                for request, (_, spans), values in zip(batch, begins, shares, strict=True):
+                    yield Attention(request.key, tuple(values), tuple(spans))
+        finally:
+            text_model.set_attn_implementation(implementation)
+
     def _batches(self, requests: Iterable[Request]) -> Iterator[tuple[list[Request], list[tuple[list[int], Features]]]]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self.task.batch_size)):
@@ -122,6 +140,33 @@ class TransformersEngine:
             targets = ids[len(ids) - count :, None]
             values.append(logits.log_softmax(-1).gather(1, targets)[:, 0].tolist())
         return values
+
+    @torch.inference_mode()
+    def _attend(self, rows: list[tuple[list[int], Features]], counts: list[int]) -> list[list[float]]:
+        """Share of the attention to media where the last `counts` tokens of each row are predicted.
+
+        A layer's weights (B, heads, L, L) are summed up as soon as it has them: one layer's are in memory at a time.
+        """
+        batch = self._collate(rows)
+        processor = self.task.inputs.processor
+        tokens = self.task.tokenizer.convert_tokens_to_ids([processor.video_token, processor.audio_token])
+        media = torch.isin(batch["input_ids"], torch.tensor(tokens, device=self.model.device)).float()
+        most = max(counts)
+        total = torch.zeros(len(rows), most)
+
+        def add(_: Any, __: Any, output: Any) -> None:
+            weights = output[1][:, :, -most - 1 : -1].float()
+            total.add_((weights @ media[:, None, :, None])[..., 0].mean(1).cpu())
+
+        thinker = thinker_of(self.model)
+        hooks = [layer.self_attn.register_forward_hook(add) for layer in thinker.model.layers]
+        try:
+            thinker.backbone(**batch, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        shares = total / len(hooks)
+        return [row[most - count :].tolist() for row, count in zip(shares, counts, strict=True)]
 
     def close(self) -> None:
         """Let go of the model."""

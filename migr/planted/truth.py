@@ -9,6 +9,18 @@ from migr.planted.wording import CUES
 from migr.text.format import parse
 
 
+def cue_emotion(modality: str, text: str) -> str | None:
+    """The emotion whose cue phrases of a modality (in the train wording, which is the models') most stand in a text.
+
+    Returns:
+        The emotion; of equally many the first; None without any cue.
+    """
+    phrases = {emotion: [phrase for cue in cues for phrase in cue[0]] for emotion, cues in CUES[modality].items()}
+    counts = {emotion: sum(phrase in text for phrase in words) for emotion, words in phrases.items()}
+    best = max(counts, key=lambda emotion: counts[emotion])
+    return best if counts[best] else None
+
+
 def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
     """How often a segment about the dominant modality speaks of the emotion that this modality shows.
 
@@ -25,7 +37,6 @@ def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
     planted = {row["clip_id"]: row.get("planted") for row in iter_jsonl(clips, ("clip_id",))}
     if not any(planted.values()):
         return {}
-    phrases = {m: {e: [p for cue in c for p in cue[0]] for e, c in table.items()} for m, table in CUES.items()}
     true = total = 0
     for row in iter_jsonl(predictions, ("clip_id", "response")):
         truth = planted.get(row["clip_id"])
@@ -34,8 +45,6 @@ def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
         reasoning = parse(row["response"]).reasoning
         for modality, text in reasoning.segments if reasoning else ():
             if modality == truth["dominant"]:
-                counts = {e: sum(phrase in text for phrase in words) for e, words in phrases[modality].items()}
-                best = max(counts, key=lambda emotion: counts[emotion])
                 total += 1
-                true += counts[best] > 0 and best == truth["shown"][modality]
+                true += cue_emotion(modality, text) == truth["shown"][modality]
     return {"segment_truth": true / total if total else None, "segment_truth_n": total}

@@ -239,6 +239,42 @@ def test_both_backends_score_as_the_plain_model_does(engines, model, processor, 
     assert next(iter(engines["transformers"].score([requests[0]]))).logprobs == ()
 
 
+def test_both_backends_agree_on_what_each_token_owes_to_the_clip(engines, requests):
+    """Gain: log p behind the clip minus log p behind the blanked clip, as eval/drift.py takes it."""
+    begins = "<think>the voice is low</think><answer>sad</answer>"
+    pairs = []
+    for item in requests[:6]:
+        blank = replace(item.media, frames=np.full_like(item.media.frames, 127), waveform=item.media.waveform * 0)
+        pairs += [replace(item, begins=begins), replace(item, begins=begins, media=blank)]
+    gains = []
+    for engine in engines.values():
+        values = [np.array(score.logprobs) for score in engine.score(pairs)]
+        gains.append(np.concatenate([one - other for one, other in zip(values[::2], values[1::2], strict=True)]))
+    assert np.abs(gains[0] - gains[1]).max() < 0.02 and np.abs(gains[0]).max() > 0.2
+
+
+def test_attention_to_the_clip_is_what_the_plain_model_has(engines, model, processor, requests):
+    """In a batch of rows of different lengths; the engine scores as before when it has looked."""
+    engine = engines["transformers"]
+    begins = ["<think>the voice is low", "sad", "<think>the"]
+    given = [replace(item, begins=text) for item, text in zip(requests[:3], begins, strict=True)]
+    before = list(engine.score(given))
+    found = list(engine.attend(given))
+    assert [item.spans for item in found] == [score.spans for score in before] and before == list(engine.score(given))
+    thinker = load_thinker(model)
+    thinker.model.set_attn_implementation("eager")
+    media = processor.tokenizer.convert_tokens_to_ids([processor.video_token, processor.audio_token])
+    for item, one in zip(given, found, strict=True):
+        ids, features = engine.task.prepare(item)
+        batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        batch |= engine.task.inputs.collate([features])
+        with torch.inference_mode():
+            weights = torch.stack(thinker(**batch, output_attentions=True).attentions)  # (layers, 1, heads, L, L)
+        share = weights[:, 0, ..., torch.isin(batch["input_ids"][0], torch.tensor(media))].sum(-1).mean((0, 1))
+        assert one.shares == pytest.approx(share[-len(one.shares) - 1 : -1].tolist(), abs=1e-5)
+        assert all(0 < value < 1 for value in one.shares)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_name_in_a_given_beginning_is_plain_text(engines, processor, requests, backend):
     item = replace(requests[0], begins="so <|AUDIO|> and <|im_end|> it is")
