@@ -237,9 +237,9 @@ def measure(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
     for modality in (*MODALITIES, "text"):
         for group, of in (("by_first", _first_of), ("by_dominant", lambda row: row.get("dominant"))):
             if chosen := [row for row in rows if of(row) == modality]:
-                found = _figures(chosen, resamples, seed)
+                own = _figures(chosen, resamples, seed)
                 only = "pull" if group == "by_first" else ""
-                figures[group][modality] = {"n": len(chosen)} | {k: v for k, v in found.items() if k.startswith(only)}
+                figures[group][modality] = {"n": len(chosen)} | {k: v for k, v in own.items() if k.startswith(only)}
     costs = [row["cost"] for row in rows]
     figures["cost"] = {
         name: float(np.mean([cost[name] for cost in costs])) if costs else None
@@ -314,11 +314,11 @@ def shown(figures: Mapping[str, Any], figure: Figure) -> tuple[str, str]:
     return _text(value, figure.unit) + ("" if figure.unit == "nats" else "\u00a0%"), _between(bounds, figure.unit)
 
 
-def compared(found: Row) -> list[tuple[str, ...]]:
+def compared(changes: Row) -> list[tuple[str, ...]]:
     """The `differences` of two runs as text: heading, first, second, difference, interval; shares in percent."""
     rows = []
     for figure in FIGURES:
-        if (row := found.get(figure.name)) is not None:
+        if (row := changes.get(figure.name)) is not None:
             values = [_text(row[side], figure.unit) for side in ("first", "second")]
             change = _text(row["difference"], figure.unit, "+"), _between(row["difference_ci95"], figure.unit, "+")
             rows.append((figure.heading, *values, *change))

@@ -106,8 +106,8 @@ def comparison(figures: Metrics) -> list[Table]:
         columns = ("", f"only {figures['first']}", f"only {name}", "clips", "p")
         note = "Exact McNemar tests: on how many clips it holds for one run and not for the other."
         tables.append(Table(f"{pair}: tests", columns, exact, note))
-        if found.get("drift"):
+        if drift := run_figures.get("drift"):
             columns = ("", figures["first"], name, "difference", "95 % interval")
-            note = f"Paired bootstrap over the {count(found['drift']['n'])} clips on which eval/drift.py measured both."
-            tables.append(Table(f"{pair}: drift", columns, compared(found["drift"]), note))
+            note = f"Paired bootstrap over the {count(drift['n'])} clips on which eval/drift.py measured both."
+            tables.append(Table(f"{pair}: drift", columns, compared(drift), note))
     return tables

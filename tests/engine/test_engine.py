@@ -259,12 +259,12 @@ def test_attention_to_the_clip_is_what_the_plain_model_has(engines, model, proce
     begins = ["<think>the voice is low", "sad", "<think>the"]
     given = [replace(item, begins=text) for item, text in zip(requests[:3], begins, strict=True)]
     before = list(engine.score(given))
-    found = list(engine.attend(given))
-    assert [item.spans for item in found] == [score.spans for score in before] and before == list(engine.score(given))
+    looks = list(engine.attend(given))
+    assert [item.spans for item in looks] == [score.spans for score in before] and before == list(engine.score(given))
     thinker = load_thinker(model)
     thinker.model.set_attn_implementation("eager")
     media = processor.tokenizer.convert_tokens_to_ids([processor.video_token, processor.audio_token])
-    for item, one in zip(given, found, strict=True):
+    for item, one in zip(given, looks, strict=True):
         ids, features = engine.task.prepare(item)
         batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         batch |= engine.task.inputs.collate([features])

@@ -144,3 +144,42 @@ def test_three_runs_are_compared_with_the_first(tmp_path, capsys):
     found = main(folders)
     assert list(found["runs"]) == ["b", "[red]c"]
     assert "[red]c" in capsys.readouterr().out
+
+
+def test_drift_stands_beside_the_headline_where_both_runs_have_it(tmp_path, capsys):
+    def drift(folder, pull, judge="lexicon"):
+        (folder / "drift").mkdir(exist_ok=True)
+        behind = {"next_planted": None, "conclusion": None, "response": "x"}
+        rows = [
+            {
+                "clip_id": f"c{i}",
+                "label": "sad",
+                "evidence": {"modality": ["video"] * 4, "gain": [1.0, 1.0, 0.5, 0.5], "attention": None},
+                "pull": {
+                    "first": "video",
+                    "exchanged": "fear",
+                    "own": {**behind, "next": "sad", "answer": "sad"},
+                    "other": {**behind, "next": "fear" if i < pull else "sad", "answer": "sad"},
+                },
+                "order": None,
+                "cost": {"scored": 2, "generated": 2, "tokens": 8, "attended": 0, "seconds": 0.1},
+            }
+            for i in range(10)
+        ]
+        write_jsonl(folder / "drift" / "drift.jsonl", rows)
+        write_json(folder / "drift" / "drift.json", {"judge": judge})
+
+    labels, *one = sample(np.random.default_rng(1), 30)
+    a, b = (write_run(tmp_path / name, labels, *one) for name in "ab")
+    drift(tmp_path / "a", 2)
+    assert "drift" not in main([a, b])["runs"]["b"]
+    drift(tmp_path / "b", 7)
+    changes = main([a, b, "--out", str(tmp_path / "out"), "--resamples", "100"])["runs"]["b"]["drift"]
+    assert changes["n"] == 10 and changes["pull_next"]["difference"] == pytest.approx(0.5)
+    low, high = changes["pull_next"]["difference_ci95"]
+    assert 0.1 <= low < 0.5 < high <= 0.9 and changes["gain_fall"]["first"] == 0.5
+    assert "Pull on the next segment" in capsys.readouterr().out
+    assert "b against a: drift" in (tmp_path / "out" / "report.html").read_text()
+    drift(tmp_path / "b", 7, judge="embedded")
+    with pytest.raises(InputError, match="drift was read by different judges"):
+        main([a, b])

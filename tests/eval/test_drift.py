@@ -191,10 +191,10 @@ def test_the_order_matters_to_a_model_that_copies_and_not_to_one_that_reads_the_
 
 def test_runs_are_compared_pairwise_on_the_clips_that_both_have(world):
     one, other = (rows_from(world, rule) for rule in (COPIES[0], READS_THE_CLIP[0]))
-    found = differences(one, other[:50], 200, 0)
-    assert found["n"] == 50
-    assert found["pull_answer"] == {"first": 1, "second": 0, "difference": -1, "difference_ci95": [-1, -1]}
-    assert "attention_fall" not in found and set(found) - {"n"} < {figure.name for figure in FIGURES}
+    changes = differences(one, other[:50], 200, 0)
+    assert changes["n"] == 50
+    assert changes["pull_answer"] == {"first": 1, "second": 0, "difference": -1, "difference_ci95": [-1, -1]}
+    assert "attention_fall" not in changes and set(changes) - {"n"} < {figure.name for figure in FIGURES}
     same = differences(one, one, 200, 0)
     assert {row["difference"] for name, row in same.items() if name != "n"} == {0}
     with pytest.raises(InputError, match="no clip that both runs have"):
