@@ -102,6 +102,7 @@ def write_page(
         sections=[(heading, [data_uri(path) for path in paths]) for heading, paths in sections],
         shown=len(rows.clips),
         complete=rows.complete,
+        absent=any(entry and entry.get("absent") for row in rows.clips for entry in row["runs"]),
         # Markup: our own files
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup(script),  # noqa: S704

@@ -8,18 +8,22 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from eval.figures.tally import read_lacking
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_object
 from migr.page import clean
+from migr.text.claims import absent_evidence
 from migr.text.format import MODALITIES, Response, parse
 from migr.text.labels import LabelSet, label_set
+
+Lacking = Mapping[str, Collection[str]]  # of clips that lack video or sound: clip id -> the modalities that they have
 
 CLIPS_SHOWN = 20_000
 LONGEST_REASONING = 20_000  # characters of one response
@@ -74,7 +78,8 @@ class Rows:
     Attributes:
         clips: One mapping a clip: `id`, `label`, `dominant`, `importance`, `src` (a relative URL), `audio` (whether the
             clip has sound alone), `transcript`, and `runs`: for each run None or `answer`, `raw` (an answer that is no
-            label), `judged`, `cell` and `parts`, a list of [modality or None, text].
+            label), `judged`, `cell`, `absent` (modalities that it takes evidence from and the clip lacks) and `parts`,
+            a list of [modality or None, text].
         complete: Whether every clip of every run is among them.
     """
 
@@ -96,11 +101,15 @@ def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
     """
     table: dict[str, Row] = {}
     found = Rows()
+    lacking: dict[tuple[Path | None, Path | None], Lacking | None] = {}  # by the files that tell: runs share them
     for number, run in enumerate(runs):
         if run.predictions is None:
             continue
         assert run.labels is not None, "predictions are read with a label set"
-        found.complete &= _add_predictions(table, run, run.labels, number, len(runs))
+        files = run.clips, run.importance
+        if files not in lacking:
+            lacking[files] = read_lacking(*files)
+        found.complete &= _add_predictions(table, run, run.labels, number, len(runs), lacking[files] or {})
         if run.judgements is not None:
             _add_judgements(table, run.judgements, run.labels, number)
     for row in table.values():
@@ -188,7 +197,9 @@ def _cell(label: str, answer: str | None, judged: str | None) -> str:
     return f"{'right' if answer == label else 'wrong'}_{reading}"
 
 
-def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: int, runs: int) -> bool:
+def _add_predictions(
+    table: dict[str, Row], run: Run, labels: LabelSet, number: int, runs: int, lacking: Lacking
+) -> bool:
     """Add one run's responses; returns whether all of its clips found room."""
     kept = 0
     for where, row in _rows(run.predictions, ("clip_id", "label", "response")):
@@ -214,6 +225,8 @@ def _add_predictions(table: dict[str, Row], run: Run, labels: LabelSet, number: 
         entry: Row = {"answer": known, "judged": None, "cell": "", "parts": _cut(parts)}
         if known is None and isinstance(answer or raw, str):
             entry["raw"] = clean(answer or raw or "", 200)
+        if name in lacking and (absent := absent_evidence(response, lacking[name])):
+            entry["absent"] = list(absent)
         table[name]["runs"][number] = entry
         kept += 1
     return run.metrics["n"] == kept

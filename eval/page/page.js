@@ -33,6 +33,15 @@ function badge(cell, long) {
   return node;
 }
 
+function claim(run) {
+  if (!run?.absent) return null;
+  const node = make("span", "claim", "⚠");
+  node.title = `evidence from what the clip lacks: ${run.absent.join(", ")}`;
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", node.title);
+  return node;
+}
+
 const shownRuns = () => (form.run?.value ? [Number(form.run.value)] : runs.map((_, i) => i));
 
 // ---- filters
@@ -43,6 +52,7 @@ function passes(clip, want) {
   for (let i = 0; i < runs.length; i++) {
     if (want[`cell${i}`] && clip.runs[i]?.cell !== want[`cell${i}`]) return false;
   }
+  if (want.absent && !want.runs.some((i) => clip.runs[i]?.absent)) return false;
   if (want.run && !clip.runs[want.run]) return false;
   if (want.change) {
     const changed = clip.runs.some((run) => run?.cell !== clip.runs[0]?.cell);
@@ -101,7 +111,7 @@ function draw() {
     const dot = clip.dominant ? make("i", `dot ${clip.dominant}`) : null;
     const about = make("span", "about", clip.label, dot, clip.dominant);
     const row = make("div", "row", make("span", "id", clip.id), about,
-      make("span", "badges", ...shownRuns().map((k) => badge(clip.runs[k]?.cell))));
+      make("span", "badges", ...shownRuns().flatMap((k) => [claim(clip.runs[k]), badge(clip.runs[k]?.cell)].filter(Boolean))));
     row.id = `row${i}`;
     row.style.top = `${i * ROW}px`;
     row.dataset.at = i;
@@ -172,6 +182,7 @@ function column(run, clip, index) {
   const facts = make("dl", "facts", make("dt", "", "answer"), answer, make("dt", "", "judge reads"));
   facts.append(run.judged ? mark(run.judged) : none("no judgement"));
   if (run.why) facts.append(make("dt", "", "because"), make("dd", "quiet", run.why));
+  if (run.absent) facts.append(make("dt", "", "not in the clip"), make("dd", "", claim(run), ` ${run.absent.join(", ")}`));
   return make("section", "response", head, badge(run.cell, true), facts, text);
 }
 

@@ -12,6 +12,8 @@
 No two share anything but the text that they read. A judge that cannot tell says so: failure is a status, never a label.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from migr.errors import InputError
@@ -22,6 +24,7 @@ from migr.judge.base import (
     Judgement,
     blind_labels,
     close,
+    is_fast,
     judgement_row,
     prompt_of,
     read_config,
@@ -35,6 +38,7 @@ from migr.text.labels import LabelSet
 
 __all__ = [
     "CUE_WORDS",
+    "JUDGES",
     "LONGEST",
     "NO_REPLY",
     "ClassifierJudge",
@@ -42,6 +46,7 @@ __all__ = [
     "Judge",
     "Judgement",
     "LexiconJudge",
+    "Options",
     "blind_labels",
     "close",
     "fit_classifier",
@@ -74,10 +79,8 @@ def open_judge(
     Raises:
         InputError: No such judge, one for other labels, or one that cannot be used as it is configured.
     """
-    judge = _open(str(name), labels, prices, engine)
-    if cache is not None and not isinstance(
-        judge, LexiconJudge | ClassifierJudge | EmbeddedJudge
-    ):  # those answer faster than a file
+    judge = _open(str(name), labels, Options(prices, engine))
+    if cache is not None and not is_fast(judge):
         from migr.judge.cache import CachedJudge
 
         judge = CachedJudge(judge, Path(cache))
@@ -88,27 +91,48 @@ def open_judge(
     return judge
 
 
-def _open(name: str, labels: LabelSet, prices: tuple[float, float] | None, engine: EngineSettings) -> Judge:
-    if name == "lexicon":
-        return LexiconJudge(labels)
-    if name == "embedded":
-        return EmbeddedJudge(labels)
-    kind, _, rest = name.partition(":")
-    if kind == "endpoint":
-        from migr.judge.endpoint import EndpointJudge
+@dataclass(frozen=True)
+class Options:
+    """What a judge may be opened with beside its name and its labels: see `open_judge`."""
 
-        return EndpointJudge(rest, labels, prices)
-    if kind == "llm":
-        from migr.judge.llm import LlmJudge
+    prices: tuple[float, float] | None = None
+    engine: EngineSettings = EngineSettings()
 
-        return LlmJudge(Path(rest), labels, engine)
+
+def _llm(folder: str, labels: LabelSet, options: Options) -> Judge:
+    from migr.judge.llm import LlmJudge
+
+    return LlmJudge(Path(folder), labels, options.engine)
+
+
+def _endpoint(address: str, labels: LabelSet, options: Options) -> Judge:
+    from migr.judge.endpoint import EndpointJudge
+
+    return EndpointJudge(address, labels, options.prices)
+
+
+# Name, or its beginning up to the colon -> what makes the judge of the rest of the name, the labels and the options.
+# Any other name is a folder.
+JUDGES: dict[str, Callable[[str, LabelSet, Options], Judge]] = {
+    "lexicon": lambda _, labels, __: LexiconJudge(labels),
+    "embedded": lambda _, labels, __: EmbeddedJudge(labels),
+    "llm:": _llm,
+    "endpoint:": _endpoint,
+}
+
+
+def _open(name: str, labels: LabelSet, options: Options) -> Judge:
+    kind, colon, rest = name.partition(":")
+    if kind + colon in JUDGES:
+        return JUDGES[kind + colon](rest, labels, options)
     folder = Path(name)
     if (folder / "judge.json").is_file():
         return open_fitted(folder, labels)
     if not (folder / "config.json").is_file():
+        known = [f"{key}…" if key.endswith(":") else key for key in JUDGES]
         raise InputError(
-            f"judge {name!r}: neither 'lexicon' nor 'embedded' nor a folder with a fitted judge (judge.json) or a text "
-            "classifier (config.json), nor llm:DIR or endpoint:URL#MODEL"
+            f"judge {name!r}: none of {', '.join(known)}, and no folder with a fitted judge (judge.json) or a text "
+            "classifier (config.json)"
         )
     if "SequenceClassification" not in str(read_config(folder).get("architectures")):
         raise InputError(f"judge {name!r}: the model is no text classifier; to ask a language model, say llm:{name}")

@@ -20,7 +20,8 @@ _SAMPLE = 1 << 20  # bytes
 class Judgement:
     """What a judge says of one text: `emotion` is None unless `status` is "ok".
 
-    What it rests on is the `evidence`, words or sentences of the text, or the `reply`, a language model's own wording.
+    What it rests on is the `evidence`, words or sentences of the text, or the `reply`: what a language model wrote, or
+    the labels of its own that a classifier found likeliest.
     """
 
     emotion: str | None
@@ -35,7 +36,8 @@ class Judge(Protocol):
 
     The name stands for everything that the judgement depends on besides the text and the prompt. A judge that asks a
     language model also has its `prompt`; one that holds a model has `close()`; one that is paid has its `usage`; one
-    that cannot name some of its labels has them as `blind`.
+    that cannot name some of its labels has them as `blind`; one that answers sooner than a file of judgements is
+    `fast`; one that reads no other language is `english`.
     """
 
     name: str
@@ -58,6 +60,16 @@ def usage_of(judge: Judge) -> Row | None:
 def blind_labels(judge: Judge) -> tuple[str, ...]:
     """The labels of its set that a judge cannot name, whatever a text says."""
     return getattr(judge, "blind", ())
+
+
+def is_fast(judge: Judge) -> bool:
+    """Whether a judge answers sooner than a file of what it said before."""
+    return getattr(judge, "fast", False)
+
+
+def reads_english_alone(judge: Judge) -> bool:
+    """Whether a judge says nothing of use about texts in other languages."""
+    return getattr(judge, "english", False)
 
 
 def close(judge: Judge) -> None:
@@ -85,6 +97,11 @@ class Around:
     def blind(self) -> tuple[str, ...]:
         """The other judge's."""
         return blind_labels(self.inner)
+
+    @property
+    def english(self) -> bool:
+        """The other judge's."""
+        return reads_english_alone(self.inner)
 
     def close(self) -> None:
         """Close the other judge."""

@@ -56,6 +56,7 @@ class EmbeddedJudge:
     """
 
     at_once = 256
+    fast = english = True
 
     def __init__(self, labels: LabelSet) -> None:
         known = [(place, label) for place, word in enumerate(EMOTIONS) if (label := labels.canonical(word)) is not None]

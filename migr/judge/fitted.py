@@ -1,6 +1,7 @@
 """The fitted classifier: TF-IDF and logistic regression. `stages/demo/judge.py` fits the demo's."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from migr.judge.base import LONGEST, Judgement
 from migr.judge.lexicon import clauses
 from migr.text.labels import LabelSet
 
+_SHOWN = 4  # words of evidence
+
 
 class ClassifierJudge:
     """TF-IDF over character n-grams, then logistic regression (scikit-learn), fitted on labelled texts.
@@ -20,44 +23,70 @@ class ClassifierJudge:
     Stored as `judge.json` and `judge.safetensors`: numbers and words, no pickle. An empty text is a failure.
     """
 
+    fast = True
+
     def __init__(self, labels: LabelSet, vocabulary: list[str], arrays: dict[str, np.ndarray], name: str) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
         self.labels, self.name = labels, name
+        self.places = {gram: place for place, gram in enumerate(vocabulary)}
         self.vectorizer = TfidfVectorizer(vocabulary=vocabulary, **_TFIDF)
         self.vectorizer.idf_ = arrays["idf"]
         self.model = LogisticRegression()
         self.model.classes_ = np.arange(len(labels.labels))
-        self.model.coef_, self.model.intercept_ = arrays["coef"], arrays["intercept"]
+        coef = self.model.coef_ = arrays["coef"]
+        self.model.intercept_ = arrays["intercept"]
+        self.margins = coef - coef.mean(0) if len(coef) > 1 else np.vstack([-coef, coef])  # (labels, n-grams)
 
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """One judgement a text."""
         if not texts:
             return []
-        chances = self.model.predict_proba(self.vectorizer.transform([text[:LONGEST] for text in texts]))
+        texts = [text[:LONGEST] for text in texts]
+        values = self.vectorizer.transform(texts)
         judgements = []
-        for text, row in zip(texts, chances, strict=True):
+        for i, (text, row) in enumerate(zip(texts, self.model.predict_proba(values), strict=True)):
             probabilities = {label: float(p) for label, p in zip(self.labels.labels, row, strict=True)}
             if text.strip():
-                judgements.append(Judgement(self.labels.labels[int(row.argmax())], probabilities))
+                best = int(row.argmax())
+                evidence = self._evidence(text, dict(zip(values[i].indices, values[i].data, strict=True)), best)
+                judgements.append(Judgement(self.labels.labels[best], probabilities, evidence=evidence))
             else:
                 judgements.append(Judgement(None, {}, "empty"))
         return judgements
+
+    def _evidence(self, text: str, values: dict[int, float], label: int) -> tuple[str, ...]:
+        """The words with the largest shares in a label's logit beyond the mean one, in the order of the text.
+
+        What an n-gram adds to the logit is shared equally among the places where it stands; `values` has the n-grams'
+        TF-IDF, by their place in the vocabulary.
+        """
+        words = [(word, [self.places.get(gram, -1) for gram in grams]) for word, grams in _words(text)]
+        counts = Counter(place for _, places in words for place in places)
+        shares: dict[str, float] = {}
+        for word, places in words:
+            bare = word.strip("\"'“”‘’()[],:;.!?…")
+            share = sum(values[p] * self.margins[label, p] / counts[p] for p in places if p in values)
+            shares[bare] = shares.get(bare, 0.0) + share
+        most = {word for word in sorted(shares, key=lambda word: -shares[word])[:_SHOWN] if shares[word] > 0}
+        return tuple(word for word in shares if word in most)
 
 
 FEATURES = 2  # of `_ngrams`; a judge of another version would read other features than it was fitted on
 
 
-def _ngrams(text: str) -> list[str]:
-    """Character n-grams within words (3 to 5 characters); those of hedging sentences are marked."""
-    found: list[str] = []
+def _words(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The words of a text, each with its n-grams of 3 to 5 characters; those of hedging sentences are marked."""
     for clause, _, hedges in clauses(text):
         mark = "?" if hedges else ""
         for word in clause.split():
             padded = f" {word} "
-            found += (mark + padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1)))
-    return found
+            yield word, [mark + padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1))]
+
+
+def _ngrams(text: str) -> list[str]:
+    return [gram for _, grams in _words(text) for gram in grams]
 
 
 _TFIDF = {"analyzer": _ngrams, "sublinear_tf": True}

@@ -28,6 +28,7 @@ GOEMOTIONS_MAFW = {
     "disappointment": "disappointment",
 }
 AT_ONCE = 32  # windows of text in one forward pass
+_SHOWN = 3  # of the model's own labels, in a judgement's reply
 
 
 class HuggingFaceJudge:
@@ -36,6 +37,7 @@ class HuggingFaceJudge:
     Independent labels, as in GoEmotions, have a sigmoid each: of a group the largest counts, so that a group of twelve
     has no advantage over a group of one. What is longer than the model reads at once is read in windows, and their
     probabilities are averaged. Probabilities are normalised over our labels; labels without a counterpart are left out.
+    The `reply` of a judgement is the model's own likeliest labels.
     """
 
     at_once = 256
@@ -46,7 +48,8 @@ class HuggingFaceJudge:
             names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
         given = read_object(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
         self.folder, self.labels = folder, labels
-        self.map = label_map(folder, [names[i] for i in sorted(names)], labels, given)
+        self.names = [names[i] for i in sorted(names)]
+        self.map = label_map(folder, self.names, labels, given)
         self.blind = tuple(label for label in labels.labels if label not in self.map)
         several = config.get("problem_type") == "multi_label_classification"
         self.independent = several or {name.casefold() for name in names.values()} == set(GOEMOTIONS)
@@ -70,7 +73,10 @@ class HuggingFaceJudge:
             total = sum(found.values())
             chances = {label: found[label] / total for label in self.labels.labels if label in found} if total else {}
             best = [label for label, p in chances.items() if p == max(chances.values())]
-            judgements[index] = Judgement(best[0], chances) if len(best) == 1 else Judgement(None, chances, "tie")
+            first = sorted(zip(row, self.names, strict=True), reverse=True)[:_SHOWN]
+            reply = ", ".join(f"{name} {p:.2f}" for p, name in first)
+            single = len(best) == 1
+            judgements[index] = Judgement(best[0] if single else None, chances, "ok" if single else "tie", reply)
         return judgements
 
     def _probabilities(self, texts: list[str]) -> list[list[float]]:

@@ -59,6 +59,7 @@ class LexiconJudge:
     """
 
     name = "lexicon"
+    fast = english = True
 
     def __init__(self, labels: LabelSet) -> None:
         self.labels = labels

@@ -7,6 +7,7 @@ import pytest
 
 from eval.figures.codes import MISSING
 from eval.figures.metrics import measure
+from eval.figures.tally import read_lacking, read_predictions
 from eval.page import browser
 from eval.page.browser import CELLS, LONGEST_REASONING, Run, collect, judged_confusion, parts_of, transitions
 from migr.errors import InputError
@@ -146,6 +147,36 @@ def test_wrong_importances_are_named(tmp_path, row, message):
     path.write_text(json.dumps({"clip_id": "c", **row}) + "\n")
     with pytest.raises(InputError, match=f"clip 'c'.*{message}"):
         collect([run([prediction()], importance=path)], tmp_path / "page.html")
+
+
+def test_evidence_from_a_modality_that_the_clip_lacks_is_marked_at_its_clip_as_often_as_it_is_counted(tmp_path):
+    both, silent = "<audio>A sob.</audio><video>A frown.</video>", "<video>A frown. His voice trembles.</video>"
+    predictions = [
+        prediction("full", think=both),
+        prediction("silent", think=both),
+        prediction("inside", think=silent),
+        prediction("honest", think="<video>A frown.</video> There is no sound."),
+    ]
+    rows = [
+        {"clip_id": p["clip_id"], "path": f"{p['clip_id']}.mp4", "label": "sad", "split": "test"} for p in predictions
+    ]
+    write_jsonl(tmp_path / "clips.jsonl", [row | {"has_audio": row["clip_id"] == "full"} for row in rows])
+    write_jsonl(tmp_path / "predictions.jsonl", predictions)
+    shown = collect([run(predictions, clips=tmp_path / "clips.jsonl")], tmp_path / "page.html").clips
+    marked = {row["id"]: row["runs"][0].get("absent") for row in shown}
+    assert marked == {"full": None, "silent": ["audio"], "inside": ["audio"], "honest": None}
+    lacking = read_lacking(tmp_path / "clips.jsonl", None)
+    assert read_predictions(tmp_path / "predictions.jsonl", LABELS, lacking).absent_evidence == 2
+    # importances name the modalities where no manifest does
+    weights = {"audio": 0.4, "video": 0.6}
+    importance = [
+        {"clip_id": name, "dominant": "video", "importance": weights if name == "full" else {"video": 1.0}}
+        for name in marked
+    ]
+    write_jsonl(tmp_path / "importance.jsonl", importance)
+    again = collect([run(predictions, importance=tmp_path / "importance.jsonl")], tmp_path / "page.html").clips
+    assert {row["id"]: row["runs"][0].get("absent") for row in again} == marked
+    assert all("absent" not in row["runs"][0] for row in collect([run(predictions)], tmp_path / "page.html").clips)
 
 
 def test_importances_come_with_their_clip(tmp_path):

@@ -327,7 +327,7 @@ JUDGED = {"clip_id": "c0", "judge": "j", "emotion": "sad"}
             "one judge's judgements",
         ),
         ([ROW], [{"clip_id": "c0", "emotion": "sad"}], [], "judgements.jsonl:1: missing 'judge'"),
-        ([ROW], None, ["--judge", "nobody"], "judge 'nobody': neither 'lexicon' nor 'embedded' nor a folder"),
+        ([ROW], None, ["--judge", "nobody"], "judge 'nobody': none of lexicon, embedded, llm:…, endpoint"),
         ([ROW], None, ["--labels", "none.txt"], "labels 'none.txt'"),
         ([ROW], None, ["--importance", "none.jsonl"], "none.jsonl: no such file"),
         ([ROW], [JUDGED], ["--judge", "lexicon"], "--predictions stands beside --judgements or --judge"),

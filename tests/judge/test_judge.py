@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from migr.errors import InputError
@@ -40,6 +42,32 @@ def test_a_saved_classifier_judges_as_before(classifier, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["judge.json", "judge.safetensors"]
 
 
+def test_the_classifier_says_which_words_decided(classifier):
+    """In the order of the text; without them its label is less likely than without as many other words."""
+    drops = []
+    for text, judgement in zip(texts("train", 20)[0], classifier.judge(texts("train", 20)[0]), strict=True):
+        words = re.findall(r"[\w'-]+", text.casefold())
+        assert 0 < len(judgement.evidence) <= 4
+        assert sorted(judgement.evidence, key=words.index) == list(judgement.evidence)
+        others = [word for word in dict.fromkeys(words) if word not in judgement.evidence][: len(judgement.evidence)]
+        less = [
+            re.sub(rf"(?i)\b(?:{'|'.join(map(re.escape, out))})\b", "", text) for out in (judgement.evidence, others)
+        ]
+        drops.append([found.probabilities[judgement.emotion] for found in classifier.judge(less)])
+    without, instead = (sum(values) / len(values) for values in zip(*drops, strict=True))
+    assert without < instead - 0.2
+
+
+def test_with_two_labels_each_has_its_words(tmp_path):
+    (tmp_path / "two.txt").write_text("calm\ntense\n")
+    two = label_set(str(tmp_path / "two.txt"))
+    rows = [("slow breath", "calm"), ("soft voice", "calm"), ("clenched jaw", "tense"), ("sharp voice", "tense")] * 5
+    judge = fit_classifier([text for text, _ in rows], [label for _, label in rows], two, tmp_path / "fitted")
+    calm, tense = judge.judge(["A soft voice.", "A sharp voice, a jaw."])
+    assert calm.emotion == "calm" and "soft" in calm.evidence and "sharp" not in calm.evidence
+    assert tense.emotion == "tense" and {"sharp", "jaw"} <= set(tense.evidence)
+
+
 @pytest.mark.parametrize(
     "text, emotion",
     [
@@ -78,7 +106,7 @@ def test_a_judge_that_cannot_tell_fails_and_names_no_emotion(text, status, class
 
 
 def test_wrong_judges_are_named(tmp_path, classifier):
-    with pytest.raises(InputError, match="neither 'lexicon' nor 'embedded' nor"):
+    with pytest.raises(InputError, match="none of lexicon, embedded, llm:…, endpoint:…, and no folder"):
         open_judge(tmp_path / "none", LABELS)
     with pytest.raises(InputError, match="no text to fit"):
         fit_classifier(["a smile"], ["happy"], LABELS, tmp_path)

@@ -248,6 +248,7 @@ def test_a_hugging_face_classifier_judges_through_its_label_map(classifier):
     assert [judgement.emotion for judgement in found] == [*CUE_WORDS, None] and found[-1].status == "empty"
     assert all(sum(j.probabilities.values()) == pytest.approx(1) and len(j.probabilities) == 7 for j in found[:-1])
     assert [judgement.emotion for judgement in judge.judge(texts[::-1])] == [*CUE_WORDS][::-1]
+    assert found[0].reply.startswith("joy 0.") and found[0].reply.count(", ") == 2  # what it says in its own labels
     assert judge.name.startswith("tiny-emotion-") and open_judge(str(classifier), LABELS).name == judge.name
     mafw = open_judge(classifier, label_set("mafw"))
     assert mafw.judge(texts[:2])[0].emotion == "happiness" and mafw.name != judge.name

@@ -188,7 +188,7 @@ def test_sft_names_what_is_wrong_with_its_arguments(complaint, sft, changes, mes
         ({"reward_weights": [1, 1]}, "2 reward_weights for 4 rewards"),
         ({"importance": ""}, "--importance is missing"),
         ({"importance": "nothing.jsonl", "rewards": ["format"]}, "--importance nothing.jsonl: no such file"),
-        ({"judge": "oracle"}, "judge 'oracle': neither 'lexicon' nor .* a folder"),
+        ({"judge": "oracle"}, "judge 'oracle': none of lexicon, .* and no folder"),
         ({"adapter": "nowhere"}, "--adapter nowhere: no such file or folder"),
         ({"adapter": "."}, "no adapter \\(adapter_config.json is missing\\)"),
         ({"lora_r": 0}, "GRPO trains an adapter"),
