@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from eval.figures.rates import COUNTS
 from eval.page.browser import CELLS, Rows, Run, collect, judged_confusion, run_of, transitions
-from eval.page.tables import ROWS, Metrics, Table, count, interval, percent, unread
+from eval.page.tables import REWARDED, ROWS, Metrics, Table, count, interval, percent, unread
 from migr.cli import Parser
 from migr.clips.manifest import recorded_root
 from migr.errors import InputError, exit_on_input_error
@@ -81,6 +81,7 @@ def write_page(
         runs=metrics,
         rows=ROWS,
         counts=COUNTS,
+        rewarded=REWARDED,
         cells={cell: {"sign": sign, "name": name} for cell, (sign, name) in _CELLS.items()},
         modalities=MODALITIES,
         judges={name: values["judge"] for name, values in metrics.items() if values.get("judge")},

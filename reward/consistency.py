@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from migr.errors import InputError
-from migr.judge import Judge, blind_labels
+from migr.judge import NO_REPLY, Judge, blind_labels
 from migr.text.labels import LabelSet
 from reward.score import score, text_of
 
@@ -27,6 +27,19 @@ def refuse_blind_judge(judge: Judge, used: Collection[str], allowed: bool) -> No
     if not allowed:
         raise InputError(f"{fault}; take another judge (docs/rewards.md), or say --allow_blind_judge true")
     print(f"note: {fault}")
+
+
+def require_reply(judge: Judge) -> None:
+    """Ask a judge, past its cache, about one sentence: one that is not there is found out before the clips are read.
+
+    Raises:
+        InputError: It cannot be loaded, or does not reply.
+    """
+    while hasattr(judge, "inner"):
+        judge = judge.inner
+    (judgement,) = judge.judge(["The corners of her mouth go up, and she laughs."])
+    if judgement.status.startswith(NO_REPLY):
+        raise InputError(f"judge {judge.name}: {judgement.status}")
 
 
 class ConsistencyReward:

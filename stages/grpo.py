@@ -57,7 +57,8 @@ def main() -> None:
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from reward import make_rewards, read_parameters
-    from reward.consistency import refuse_blind_judge
+    from reward.consistency import refuse_blind_judge, require_reply
+    from reward.language import LanguageNote, english_readers
 
     trained = read_record(args.adapter or args.model)
     args.inherit_media(trained)
@@ -79,6 +80,11 @@ def main() -> None:
         print(f"grpo: {config.output_dir} is finished already")
         return
     announce(args, config)
+    if "consistency" in args.rewards:
+        require_reply(judge)
+    readers = english_readers(args.rewards, judge, args.hide_emotion_words)
+    if readers and config.process_index == 0:
+        rewards[0] = LanguageNote(rewards[0], readers)
     if config.use_vllm and config.vllm_mode == "server":
         find_server(config, args.model)
 

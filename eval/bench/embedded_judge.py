@@ -1,12 +1,13 @@
 """Fit the embedded judge anew, as the shipped one was fitted.
 
-    python eval/bench/embedded_judge.py --out embedded.safetensors                        some minutes on one idle core
-    python eval/bench/embedded_judge.py --out embedded.safetensors                  some minutes on one idle core
-    python eval/judges.py embedded lexicon --texts tests/data/judge_dev.jsonl       its figures on texts to tune on
-The texts are `migr/judge/data/embedded_texts.jsonl`, written for this and apart from the shipped texts that judges are
-measured on: clauses about faces, voices, bodies and words, whole explanations, words that name emotions, and patterns.
-Each epoch sees all whole texts twice and fresh compositions: clauses alone, with a conclusion, contrasted with clauses
-of another emotion, or beside negated ones. Low-rank changes (PEFT) of the encoder's upper layers and a linear head on
+    python eval/bench/embedded_judge.py --out embedded.safetensors                two minutes on one idle core
+    python eval/judges.py embedded lexicon --texts tests/data/judge_dev.jsonl     its figures on texts to tune on
+
+The same command makes the same file on the same kind of machine. The texts are
+`migr/judge/data/embedded_texts.jsonl`, written for this and apart from the shipped texts that judges are measured on:
+clauses about faces, voices, bodies and words, whole explanations, words that name emotions, and patterns. Each epoch
+sees all whole texts twice and fresh compositions: clauses alone, with a conclusion, contrasted with clauses of
+another emotion, or beside negated ones. Low-rank changes (PEFT) of the encoder's upper layers and a linear head on
 the mean of its tokens are learned with cross-entropy over the eleven emotions.
 """
 
@@ -113,10 +114,14 @@ def fit(rows: list[Row], seed: int, epochs: int, size: int) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
+    from migr.omni.load import quiet
+
+    torch.set_num_threads(1)  # more would add up in another order
     torch.manual_seed(seed)
     folder = encoder_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     adapter = LoraConfig(r=RANK, lora_alpha=int(ALPHA * RANK), lora_dropout=0.05, target_modules=ADAPTED)
     model = get_peft_model(encoder, adapter)
     head = torch.nn.Linear(encoder.config.hidden_size, len(EMOTIONS))

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 from eval.figures.tally import read_lacking
+from eval.page.stored import read_metrics
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_object
+from migr.files.records import Row, iter_jsonl
 from migr.page import clean
 from migr.text.claims import absent_evidence
 from migr.text.format import MODALITIES, Response, parse
@@ -130,12 +131,10 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
     """A finished evaluation as the page shows it: its folder's files, and those that its settings name.
 
     Raises:
-        InputError: The folder has no metrics.json.
+        InputError: The folder has no metrics.json, or it is not what eval/consistency.py writes.
     """
-    metrics = read_object(folder / "metrics.json")
-    settings = metrics.get("settings") or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{folder / 'metrics.json'}: settings must be an object")
+    metrics = read_metrics(folder)
+    settings = metrics["settings"]
 
     def file(key: str, given: Path | None = None) -> Path | None:
         here = folder / f"{key}.jsonl"

@@ -13,6 +13,8 @@ Metrics = Mapping[str, Any]
 # Rate, its name on the page, what it says. The same rows in the page and in the terminal.
 ROWS = tuple((rate.name, rate.heading, rate.meaning) for rate in RATES)
 
+REWARDED = "the model was rewarded by it: circular"  # of a judge
+
 
 def print_table(runs: Mapping[str, Metrics]) -> None:
     """Print the rows of the page as a table in the terminal, one column a run."""
@@ -45,10 +47,11 @@ def reliability(judge: Mapping[str, Any] | None) -> str:
     """How far a judge can be trusted, in words: `lexicon: 91.20 % (n 700)` or `…: reliability not measured`."""
     if not judge:
         return "no judge"
-    blind = f"; cannot name {', '.join(map(clean, judge['blind']))}" if judge.get("blind") else ""
+    notes = f"; cannot name {', '.join(map(clean, judge['blind']))}" if judge.get("blind") else ""
+    notes += f"; {REWARDED}" if judge.get("rewarded") else ""
     if judge["accuracy"] is None:
-        return f"{clean(judge['name'])}: reliability not measured{blind}"
-    return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']}){blind}"
+        return f"{clean(judge['name'])}: reliability not measured{notes}"
+    return f"{clean(judge['name'])}: {percent(judge['accuracy'])} (n\u00a0{judge['n']}){notes}"
 
 
 def unread(answers: Mapping[str, int] | None, most: int = 8) -> str:

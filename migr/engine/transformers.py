@@ -126,7 +126,9 @@ class TransformersEngine:
         own = [_PerRow(self.task, requests, width, self.model.device)]
         config = copy.copy(self.config)
         config.max_new_tokens = max(map(self.task.longest, requests))
-        return self.model.generate(**batch, generation_config=config, logits_processor=own)[:, width:].tolist()
+        # a judge in a training: each process has texts of its own, and may have none
+        ids = self.model.generate(**batch, generation_config=config, logits_processor=own, synced_gpus=False)
+        return ids[:, width:].tolist()
 
     @torch.inference_mode()
     def _score(self, rows: list[tuple[list[int], Features]], counts: list[int]) -> list[list[float]]:

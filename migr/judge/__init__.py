@@ -28,6 +28,7 @@ from migr.judge.base import (
     judgement_row,
     prompt_of,
     read_config,
+    reads_english_alone,
     usage_of,
 )
 from migr.judge.embedded import EmbeddedJudge
@@ -53,6 +54,7 @@ __all__ = [
     "judgement_row",
     "open_judge",
     "prompt_of",
+    "reads_english_alone",
     "usage_of",
 ]
 

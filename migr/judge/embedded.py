@@ -152,12 +152,14 @@ def _load(folder: Path) -> tuple[Any, Any, Any, Any]:
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
-    from migr.omni.checks import load_whole
+    from migr.omni.checks import load_whole, outside_zero3
+    from migr.omni.load import quiet
 
     fitted = {name: tensor.float() for name, tensor in load_file(FITTED).items()}
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    model = load_whole(AutoModel, folder, f"judge {folder}: cannot be loaded").eval()
+    with quiet(), outside_zero3():
+        model = load_whole(AutoModel, folder, f"judge {folder}: cannot be loaded").eval()
     modules = dict(model.named_modules())
     for name in sorted(name.removesuffix(".a") for name in fitted if name.endswith(".a")):
         modules[name].weight.data += ALPHA * fitted[f"{name}.b"] @ fitted[f"{name}.a"]

@@ -26,6 +26,7 @@ KEY = "MIGR_JUDGE_KEY"  # environment variable; OPENAI_API_KEY is read for api.o
 AT_ONCE = 8  # requests in flight
 ATTEMPTS = 5  # of one request, with growing pauses; the server's Retry-After is obeyed, up to a minute
 SECONDS = 120.0  # for one attempt, from the first byte sent to the last one received
+CONNECT = 10.0  # seconds of them until somebody takes the call
 LARGEST = 4 << 20  # bytes of a reply
 REPLY = 1024  # tokens of a reply
 IN_A_ROW = 10  # requests that fail in spite of that before the run stops
@@ -64,7 +65,8 @@ class EndpointJudge:
             raise InputError("judge endpoint: needs the package openai (pip install openai)") from None
         self.openai, self.labels, self.prompt = openai, labels, prompt_for(labels)
         self.name, self.url, self.model, self.prices = f"endpoint-{url}#{model}", url, model, prices
-        self.client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=ATTEMPTS - 1)
+        limits = {"timeout": httpx().Timeout(SECONDS, connect=CONNECT), "max_retries": ATTEMPTS - 1}
+        self.client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", **limits)
         self._options: dict[str, Any] = {
             "temperature": 0.0,
             "seed": 0,
@@ -89,7 +91,7 @@ class EndpointJudge:
         """One judgement a text.
 
         Raises:
-            InputError: The key, the model or the URL is wrong, or request after request fails.
+            InputError: The key, the model or the URL is wrong, nobody answers, or request after request fails.
         """
         return asyncio.run(self._judge(texts))
 
@@ -133,6 +135,12 @@ class EndpointJudge:
                 raise InputError(f"judge {self.name}: refused the key in {KEY}: {self._line(error)}") from None
             except self.openai.NotFoundError as error:
                 raise InputError(f"judge {self.name}: no such model or address: {self._line(error)}") from None
+            except self.openai.APIConnectionError as error:
+                if isinstance(error.__cause__, httpx().ConnectError | httpx().ConnectTimeout):
+                    why = f"nobody answers at {self.url} ({self._line(error.__cause__)})"
+                    self._stopped = f"judge {self.name}: {why}; what is judged is kept: run again when it is there"
+                    raise InputError(self._stopped) from None
+                return self._failure(self._line(error))
             except (self.openai.OpenAIError, ValueError) as error:
                 return self._failure(self._line(error))
 
@@ -171,7 +179,7 @@ class EndpointJudge:
             raise InputError(self._stopped)
         return Judgement(None, {}, status)
 
-    def _line(self, error: Exception) -> str:
+    def _line(self, error: BaseException) -> str:
         """A server's complaint in one line; some servers repeat the key in it."""
         text = str(error).replace(self._key, "…") if self._key else str(error)
         return printable(" ".join(text.split()))[:300]
@@ -220,7 +228,7 @@ def bounded_client(key: str | None, proxy: str | None) -> Any:
         async def aclose(self) -> None:
             await self.inner.aclose()
 
-    return library.AsyncClient(transport=Bounded(), trust_env=False, follow_redirects=False, timeout=SECONDS)
+    return library.AsyncClient(transport=Bounded(), trust_env=False, follow_redirects=False)
 
 
 def _parts(url: str) -> SplitResult | None:

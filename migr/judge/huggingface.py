@@ -113,11 +113,11 @@ class HuggingFaceJudge:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from migr.omni.checks import load_whole
+        from migr.omni.checks import load_whole, outside_zero3
         from migr.omni.load import quiet
 
         where = f"judge {self.folder}: cannot be loaded as a text classifier"
-        with quiet():
+        with quiet(), outside_zero3():
             with as_input_error(where):
                 options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
                 self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)

@@ -65,13 +65,14 @@ class LlmJudge:
             self._model = None
 
     def _open(self) -> Any:
-        if self.omni:
-            from migr.engine import open_engine
-
-            return open_engine(self.folder, temperature=0.0, **self.engine.options())
+        from migr.engine import open_engine
         from migr.judge.text_model import TextModel
+        from migr.omni.checks import outside_zero3
 
-        return TextModel(self.folder, self.engine)
+        with outside_zero3():
+            if self.omni:
+                return open_engine(self.folder, temperature=0.0, **self.engine.options())
+            return TextModel(self.folder, self.engine)
 
     def _omni(self, texts: Sequence[str]) -> list[Judgement]:
         from migr.engine import Request

@@ -119,7 +119,9 @@ class TextModel:
             width = max(map(len, rows))
             batch = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
-            written = self.model.generate(input_ids=batch, attention_mask=mask, generation_config=config)[:, width:]
+            # each process of a training has texts of its own, and may have none
+            own: dict[str, Any] = {"generation_config": config, "synced_gpus": False}
+            written = self.model.generate(input_ids=batch, attention_mask=mask, **own)[:, width:]
             for row in written.tolist():
                 end = next((place for place, token in enumerate(row) if token in ends), None)
                 replies.append((row[:end], end is not None))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from migr.errors import InputError, as_input_error
 from migr.files.parsing import parse_json
@@ -109,6 +110,17 @@ def load_whole(kind: Any, folder: str | Path, where: str, **options: Any) -> Any
         raise InputError(f"{where}: {len(missing)} weights are missing, for example {missing[0]}")
     check_finite(model.named_parameters(), where)
     return model
+
+
+@contextmanager
+def outside_zero3() -> Iterator[None]:
+    """Models that are loaded here stay whole on every process, also where ZeRO-3 spreads the one that is trained."""
+    training = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = training
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str | Path) -> None:

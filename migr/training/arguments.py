@@ -115,7 +115,9 @@ class GRPOArguments(OmniArguments):
     importance: str | None = field(default=None, metadata={"help": "importance.jsonl; needed for the grounding reward"})
     judge: str = field(
         default="lexicon",
-        metadata={"help": "judge of the consistency reward: lexicon, a folder, llm:DIR or endpoint:URL#MODEL"},
+        metadata={
+            "help": "judge of the consistency reward: lexicon, embedded, a folder, llm:DIR or endpoint:URL#MODEL"
+        },
     )
     judge_cache: str | None = field(
         default=None, metadata={"help": "file of what a judge said before (of folders, llm and endpoint)"}

@@ -73,6 +73,17 @@ def test_each_side_is_what_measure_says_and_clips_are_joined_by_name(tmp_path):
         assert row["runs"]["a"]["cell"] != row["runs"]["b"]["cell"]
 
 
+def test_a_run_that_was_counted_before_a_rate_was_there_is_compared_all_the_same(tmp_path, capsys):
+    labels, *one = sample(np.random.default_rng(3), n=40)
+    a, b = (write_run(tmp_path / name, labels, *one) for name in "ab")
+    old = {key: value for key, value in read_json(tmp_path / "a" / "metrics.json").items() if not key.startswith("epc")}
+    write_json(tmp_path / "a" / "metrics.json", old)
+    found = main([a, b, "--out", str(tmp_path / "out")])
+    assert found["runs"]["b"]["differences"]["epc"]["difference"] == 0  # it is counted from the clips
+    assert [line for line in capsys.readouterr().err.splitlines() if "counted before there was epc, shown as –" in line]
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_a_run_differs_from_itself_by_nothing():
     labels, *side = sample(np.random.default_rng(1))
     outcome = outcome_of(labels, *side)

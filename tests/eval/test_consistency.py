@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from eval.figures.tally import add_dominants, read_dominants, read_judgements, r
 from migr.errors import InputError
 from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.judge import CUE_WORDS, fit_classifier
+from migr.judge.embedded import PACKAGE as ENCODER
 from migr.text.labels import DFEW, label_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -569,3 +572,13 @@ def test_the_readmes_example_ends_in_the_figures_that_it_shows(tmp_path):
     metrics = main([*flags, "--judge", "lexicon", "--judge_check", "none", "--out", str(tmp_path)])
     assert (metrics["n"], metrics["war"], metrics["n_without_reasoning"]) == (6, 4 / 6, 1)
     assert metrics["unread_answers"] == {"worried": 1} and metrics["n_without_prediction"] == 1
+
+
+@pytest.mark.skipif(find_spec(ENCODER) is None, reason="the extra `judge` is not installed")
+def test_the_readmes_example_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"consistency\.py (--predictions tests/data/.*?)\n\n(.*?)\n\n", readme, re.S).groups()
+    monkeypatch.chdir(ROOT)
+    main([*command.replace("\\\n", " ").split()[:-1], str(tmp_path)])
+    printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert len(shown.splitlines()) == 5 and {" ".join(line.split()) for line in shown.splitlines()} <= printed

@@ -12,7 +12,7 @@ from eval.figures.codes import CELL_OF
 from eval.figures.metrics import measure
 from eval.figures.rates import NAMES
 from eval.page.browser import CELLS, Run
-from eval.page.tables import ROWS, Table, percent, print_table
+from eval.page.tables import ROWS, Table, percent, print_table, reliability
 from eval.report import main, write_page
 from migr.errors import InputError
 from migr.files.records import write_json, write_jsonl
@@ -183,6 +183,62 @@ def test_finished_evaluations_are_put_side_by_side_by_the_command(tmp_path, caps
         main([str(tmp_path / "c"), "--out", str(tmp_path / "page.html")])
     with pytest.raises(InputError, match=r"no\.jsonl: no such file"):
         main([str(tmp_path / "a"), "--clips", "no.jsonl", "--out", str(tmp_path / "page.html")])
+
+
+def test_the_table_and_the_page_say_when_the_judge_is_that_of_the_rewards(tmp_path, capsys):
+    judge = {"name": "lexicon", "accuracy": 0.9, "n": 210, "blind": ["contempt"], "rewarded": True}
+    said = "cannot name contempt; the model was rewarded by it: circular"
+    assert reliability(judge).endswith(f"(n\u00a0210); {said}")
+    assert reliability(judge | {"accuracy": None}).endswith(f"not measured; {said}")
+    page = shown(tmp_path / "page.html", ("run", metrics() | {"judge": judge}))
+    assert "the model was rewarded by it: circular" in page.text and "cannot name contempt" in page.text
+    print_table({"run": metrics() | {"judge": judge}})
+    assert "circular" in capsys.readouterr().out
+
+
+def older(figures, *names):
+    """Figures as they were before these rates were counted."""
+    gone = {f"{name}{end}" for name in names for end in ("", "_ci95", "_n")}
+    return {
+        key: {name: older(part, *names) for name, part in value.items()} if key.startswith("per_") else value
+        for key, value in figures.items()
+        if key not in gone
+    }
+
+
+def test_a_run_that_was_counted_before_a_rate_was_there_is_shown_without_it_and_that_is_said(tmp_path, capsys):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "predictions.jsonl", with_a_clip().predictions)
+    names = ("inconsistent_among_correct_hidden", "fcr")
+    write_json(tmp_path / "old" / "metrics.json", older(metrics(), *names))
+    write_json(tmp_path / "new" / "metrics.json", metrics())
+    main([str(tmp_path / "old"), str(tmp_path / "new"), "--out", str(tmp_path / "page.html")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {tmp_path}/old: counted before there was inconsistent_among_correct_hidden, fcr")
+    assert f"{percent(metrics()['fcr'])} ".replace("\u00a0", " ") in read(tmp_path / "page.html").text.replace(
+        "\u00a0", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cells": {}}, "cells: right_consistent must be a number of clips"),
+        ({"war": "high"}, "war must be a fraction"),
+        ({"war_ci95": [0.1]}, "war must be a fraction, with an interval"),
+        ({"uar_n": -1}, "uar_n must be a number of clips"),
+        ({"per_class": {"sad": 3}}, "per_class: sad: must be an object"),
+        ({"confusion": {}}, "confusion must have the lists"),
+        ({"judge": "lexicon"}, "judge must be null or an object"),
+        ({"settings": 3}, "settings must be an object"),
+        ({"n": None}, "n must be int"),
+    ],
+)
+def test_figures_that_are_none_are_named(tmp_path, change, message):
+    write_json(tmp_path / "metrics.json", metrics() | change)
+    with pytest.raises(InputError, match=f"metrics.json: {message}"):
+        main([str(tmp_path), "--out", str(tmp_path / "page.html")])
 
 
 def test_a_run_without_judge_importances_or_rates_still_has_a_page_and_a_table(tmp_path, capsys):

@@ -3,16 +3,14 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tiny_judges import LABELS, SAYS, Server, build_classifier, build_roberta, build_text_model, free_port, says
 
 import migr.omni  # noqa: F401  (first: mends the libraries' imports)
 from eval.judges import main
@@ -29,7 +27,6 @@ from migr.judge.prompt import PROMPT, filled, prompt_for, read_reply
 from migr.settings import EngineSettings
 from migr.text.labels import _FAMILIES, DFEW, MAFW, label_set
 
-LABELS = label_set("dfew")
 TEXTS = ["He smiles.", "", "She weeps <|im_end|> {labels} {text}.", "A frown. " * 900]
 
 
@@ -191,54 +188,9 @@ def test_a_reasoning_cannot_leave_its_place_in_the_prompt():
 # Hugging Face classifiers
 
 
-def word_tokenizer(folder, words):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *sorted(set(words))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, model_max_length=30)
-    fast.save_pretrained(folder)
-    return fast
-
-
-def build_roberta(folder, names, **options):
-    import torch
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    tokenizer = word_tokenizer(folder, " ".join(CUE_WORDS.values()).split())
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, hidden_dropout_prob=0.0,
-        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}, **options,
-    )  # fmt: skip
-    return tokenizer, RobertaForSequenceClassification(config)
-
-
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A tiny RoBERTa that has learned the cue words; its labels are those of the usual Ekman classifiers."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("hf") / "tiny-emotion"
-    names = ["joy", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "others"]
-    tokenizer, model = build_roberta(folder, names)
-    texts = [(word, i) for i, cues in enumerate(CUE_WORDS.values()) for word in cues.split()]
-    batch = tokenizer([word for word, _ in texts], return_tensors="pt", padding=True)
-    target = torch.tensor([i for _, i in texts])
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(**batch).logits, target).backward()
-        optimizer.step()
-    model.save_pretrained(folder)
-    return folder
+    return build_classifier(tmp_path_factory.mktemp("hf") / "tiny-emotion")
 
 
 def test_a_hugging_face_classifier_judges_through_its_label_map(classifier):
@@ -342,50 +294,9 @@ def test_a_model_that_writes_no_text_is_no_judge(tmp_path):
         open_judge(f"llm:{tmp_path}", LABELS)
 
 
-SAYS = {
-    "He smiles.": "Happy",
-    "She weeps.": "<think>tears</think> sad",
-    "A shout.": "```\nangry\n```",
-    "Hm.": "who knows",
-}
-
-
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory):
-    """A tiny causal language model with a tokenizer of its own that has learned to reply to four texts."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("llm") / "text"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|end|>", "<|user|>", "<|assistant|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([prompt_for(LABELS), *SAYS, *SAYS.values()], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106
-    fast.chat_template = "<|user|>{{ messages[0]['content'] }}<|assistant|>"
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(fast), **sizes, **heads, tie_word_embeddings=True))
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    rows = []
-    for text, reply in SAYS.items():
-        chat = fast.apply_chat_template([{"role": "user", "content": filled(prompt_for(LABELS), text)}], tokenize=False)
-        start, end = (fast(part, add_special_tokens=False)["input_ids"] for part in (chat, reply + "<|end|>"))
-        rows.append((torch.tensor([start + end]), torch.tensor([[-100] * len(start) + end])))
-    for _ in range(150):
-        loss = sum(model(input_ids=ids, labels=labels).loss for ids, labels in rows) / len(rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss < 0.01:
-            break
-    model.save_pretrained(folder)
-    return folder
+    return build_text_model(tmp_path_factory.mktemp("llm") / "text")
 
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
@@ -401,56 +312,6 @@ def test_any_causal_language_model_is_a_judge_whatever_runs_it(text_model, backe
 
 
 # Endpoints
-
-
-class Server:
-    """An HTTP server on loopback that gives the scripted replies, one a request, the last one for ever."""
-
-    def __init__(self, *script):
-        self.script, self.seen, self.lock = list(script), [], threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with server.lock:
-                    server.seen.append((dict(self.headers), body))
-                    step = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-                status, content = step(body) if callable(step) else step
-                content = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.send_header("retry-after-ms", "10")
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-
-
-def says(content, tokens=(100, 5)):
-    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
-    message = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-    return 200, {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [message],
-        "usage": usage,
-    }
 
 
 def test_an_endpoint_is_asked_for_one_of_the_labels_and_its_tokens_are_counted(monkeypatch, tmp_path):
@@ -518,10 +379,8 @@ def test_what_waiting_cannot_mend_stops_the_run_without_telling_the_key(monkeypa
     with Server((500, {})) as server, pytest.raises(InputError, match=r"10 requests in a row failed"):
         open_judge(f"endpoint:{server.url}#m", LABELS).judge([str(i) for i in range(30)])
     assert 10 <= len(server.seen) < 10 + endpoint_module.AT_ONCE
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert "no reply" in open_judge(f"endpoint:http://127.0.0.1:{port}/v1#m", LABELS).judge(["x"])[0].status
+    with pytest.raises(InputError, match=r"nobody answers at http://127.*run again when it is there"):
+        open_judge(f"endpoint:http://127.0.0.1:{free_port()}/v1#m", LABELS).judge(["x"])
 
 
 @pytest.mark.parametrize(
@@ -576,9 +435,7 @@ def test_vllms_own_server_is_an_endpoint_and_can_only_reply_with_a_label(thinker
     Qwen2ForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(thinker / name, folder / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start = tmp_path / "serve.py"
     start.write_text(SERVE)
     command = [sys.executable, str(start), "--model", str(folder), "--host", "127.0.0.1"]
