@@ -6,11 +6,12 @@ import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from migr.judge import CUE_WORDS
+from migr.judge import CUE_WORDS, LexiconJudge
 from migr.judge.prompt import filled, prompt_for
 from migr.text.labels import label_set
 
 LABELS = label_set("dfew")
+LEXICON = LexiconJudge(LABELS)
 SAYS = {
     "He smiles.": "Happy",
     "She weeps.": "<think>tears</think> sad",
@@ -67,7 +68,7 @@ def build_classifier(folder):
     return folder
 
 
-def build_text_model(folder, says=SAYS):
+def build_text_model(folder, says=SAYS, labels=LABELS):
     """A tiny causal language model with a tokenizer of its own that has learned what it says to each text."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -78,7 +79,7 @@ def build_text_model(folder, says=SAYS):
     special = ["<|end|>", "<|user|>", "<|assistant|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([prompt_for(LABELS), *says, *says.values()], trainer)
+    tokenizer.train_from_iterator([prompt_for(labels), *says, *says.values()], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106
     fast.chat_template = "<|user|>{{ messages[0]['content'] }}<|assistant|>"
     fast.save_pretrained(folder)
@@ -89,15 +90,15 @@ def build_text_model(folder, says=SAYS):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     rows = []
     for text, reply in says.items():
-        chat = fast.apply_chat_template([{"role": "user", "content": filled(prompt_for(LABELS), text)}], tokenize=False)
+        chat = fast.apply_chat_template([{"role": "user", "content": filled(prompt_for(labels), text)}], tokenize=False)
         start, end = (fast(part, add_special_tokens=False)["input_ids"] for part in (chat, reply + "<|end|>"))
         rows.append((torch.tensor(start + end), torch.tensor([-100] * len(start) + end)))
-    ids, labels = (
+    ids, targets = (
         torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding)
         for column, padding in zip(zip(*rows, strict=True), (0, -100), strict=True)
     )
     for _ in range(150):
-        loss = model(input_ids=ids, labels=labels).loss  # causal: the padding behind a text does not matter
+        loss = model(input_ids=ids, labels=targets).loss  # causal: the padding behind a text does not matter
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

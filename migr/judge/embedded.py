@@ -60,7 +60,7 @@ class EmbeddedJudge:
 
     def __init__(self, labels: LabelSet) -> None:
         known = [(place, label) for place, word in enumerate(EMOTIONS) if (label := labels.canonical(word)) is not None]
-        if len(known) < 2:
+        if len({label for _, label in known}) < 2:
             raise InputError(f"judge embedded: knows {', '.join(EMOTIONS)}, and none of {', '.join(labels.labels)}")
         self.labels = labels
         self.places, self.known = [place for place, _ in known], [label for _, label in known]
@@ -123,10 +123,13 @@ class EmbeddedJudge:
 
         chances = np.exp(logits - logits.max())
         chances = chances / chances.sum()
-        best = int(chances.argmax())
-        probabilities = {label: float(p) for label, p in zip(self.known, chances, strict=True)}
-        if chances[best] < _UNSURE:
+        probabilities: dict[str, float] = {}
+        for label, p in zip(self.known, chances, strict=True):  # several emotions may be one label
+            probabilities[label] = probabilities.get(label, 0.0) + float(p)
+        emotion = max(probabilities, key=lambda label: probabilities[label])
+        if probabilities[emotion] < _UNSURE:
             return Judgement(None, probabilities, "unsure")
+        best = max((i for i, label in enumerate(self.known) if label == emotion), key=lambda i: chances[i])
         sentences = split(text)
         spans = list(locate(text, sentences))
         weights = [0.0] * len(spans)
@@ -141,7 +144,7 @@ class EmbeddedJudge:
                 weights[place] += share[best] - share.mean()
         most = sorted(range(len(spans)), key=lambda i: -weights[i])[:_SHOWN]
         evidence = tuple(" ".join(sentences[i].split())[:200] for i in sorted(most) if weights[i] > 0)
-        return Judgement(self.known[best], probabilities, evidence=evidence)
+        return Judgement(emotion, probabilities, evidence=evidence)
 
 
 def _load(folder: Path) -> tuple[Any, Any, Any, Any]:

@@ -56,6 +56,12 @@ def test_it_says_which_labels_it_cannot_name(tmp_path):
     own = open_judge("embedded", label_set(str(tmp_path / "own.txt")))
     assert own.blind == ("bored",) and own.judge(["She weeps."])[0].emotion == "sad"
     assert open_judge("embedded", label_set("mafw")).blind == ()
+    (tmp_path / "own.txt").write_text("low: sad, fear, neutral\nhigh: happy, angry\n")
+    low, high = open_judge("embedded", label_set(str(tmp_path / "own.txt"))).judge(
+        ["She weeps.", "He laughs, delighted."]
+    )
+    assert low.emotion == "low" and low.evidence == ("She weeps.",) and high.emotion == "high"
+    assert sum(low.probabilities.values()) == pytest.approx(1) and low.probabilities["low"] > 0.6
     (tmp_path / "own.txt").write_text("calmness\nbored\n")
     with pytest.raises(InputError, match=r"knows happy, .* and none of calmness, bored"):
         open_judge("embedded", label_set(str(tmp_path / "own.txt")))

@@ -5,16 +5,18 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_judges import Server, says
 
 from eval.run.predict import judge_all
 from migr.errors import InputError
 from migr.files.records import write_jsonl
-from migr.judge import Judgement, LexiconJudge, blind_labels, open_judge
+from migr.judge import Judgement, LexiconJudge, blind_labels, endpoint, open_judge
 from migr.planted import clips as planted
 from migr.text.format import parse, render
 from migr.text.labels import DFEW, label_set
 from reward import REWARDS, make_rewards
-from reward.consistency import ConsistencyReward, refuse_blind_judge
+from reward.consistency import ConsistencyReward, refuse_blind_judge, require_reply
+from reward.language import LanguageNote, english_readers
 from reward.score import text_of
 
 LABELS = label_set("dfew")
@@ -191,3 +193,50 @@ def test_a_judge_that_is_blind_for_a_label_is_refused_unless_told(tmp_path, caps
     assert "cannot name tense" in capsys.readouterr().out
     assert blind_labels(LexiconJudge(LABELS)) == ()
     assert blind_labels(LexiconJudge(label_set("mafw"))) == ("contempt", "anxiety", "helplessness", "disappointment")
+
+
+@pytest.mark.parametrize(
+    ("texts", "noted"),
+    [
+        (["画面中他皱着眉头。声音颤抖。"] * 4, True),
+        (["She looks down, and her voice is low.", "", "12 34"] * 4, False),
+        (["Elle pleure et sa voix tremble, les yeux baissés."] + ["He weeps, and his eyes are wet."] * 3, True),
+    ],
+)
+def test_responses_in_a_language_that_a_reward_does_not_read_are_noted_once(texts, noted, capsys):
+    readers = english_readers(list(REWARDS), open_judge("lexicon", LABELS), hide_emotion_words=True)
+    assert readers == ["the reward grounding", "judge lexicon", "hide_emotion_words"]
+    reward = LanguageNote(make_rewards(["format"], LABELS, LexiconJudge(LABELS))[0], readers)
+    for _ in range(8):
+        assert reward([f"<think>{text}</think><answer>sad</answer>" for text in texts]) == [
+            float(bool(text)) for text in texts
+        ]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == noted and all("not in English" in line and "judge lexicon" in line for line in lines)
+
+
+def test_what_reads_english_alone_depends_on_the_rewards_and_their_judge():
+    class Polyglot:
+        name = "polyglot"
+
+    assert english_readers(["format", "accuracy"], LexiconJudge(LABELS), hide_emotion_words=True) == []
+    assert english_readers(["consistency"], Polyglot(), hide_emotion_words=False) == []
+    assert english_readers(["consistency", "grounding"], Polyglot(), True) == [
+        "the reward grounding",
+        "hide_emotion_words",
+    ]
+
+
+def test_a_judge_is_asked_past_its_cache_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "ATTEMPTS", 1)
+    cache = tmp_path / "cache.sqlite"
+    with Server(says("happy"), says("sad")) as server:
+        judge = open_judge(f"endpoint:{server.url}#m", LABELS, hide_emotion_words=True, cache=cache)
+        require_reply(judge)
+        require_reply(judge)
+        assert len(server.seen) == 2
+    with pytest.raises(InputError, match="nobody answers"):
+        require_reply(judge)
+    with Server((200, b"no JSON")) as server, pytest.raises(InputError, match="no reply: no JSON"):
+        require_reply(open_judge(f"endpoint:{server.url}#m", LABELS, cache=cache))
+    require_reply(LexiconJudge(LABELS))

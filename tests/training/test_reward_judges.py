@@ -3,38 +3,64 @@
 import sqlite3
 import threading
 import time
+from collections import Counter
 
 import pandas
 import pytest
 import tiny_judges
 from conftest import ROOT, flags, run_stage
 from launching import needs_compiler, run, two_processes
-from tiny_judges import LABELS, Server, says
+from tiny_judges import Server, says
 
 from migr.clips.manifest import read_clips
 from migr.errors import exit_on_input_error
-from migr.files.records import read_json, read_jsonl
+from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.judge import CUE_WORDS, fit_classifier, open_judge
 from migr.judge import endpoint as endpoint_module
 from migr.judge.endpoint import REPLY
-from migr.judge.prompt import filled
 from migr.text.format import parse
+from migr.text.labels import label_set
+
+# Two labels: half of the policy's answers are right, so that a judge is asked about many.
+OWN = "high: happy, joy, angry, anger, surprise\nlow: sad, sadness, neutral, disgust, fear\n"
 
 
 @pytest.fixture(scope="module")
-def arguments(planted_run, training, warm_model):
-    """Two clips a step, three steps, on the clips that the model knows by heart."""
+def label_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "own.txt"
+    path.write_text(OWN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def labels(label_file):
+    return label_set(str(label_file))
+
+
+@pytest.fixture(scope="module")
+def clips(planted_run, labels):
+    """The planted clips with these labels."""
+    path = planted_run.clips.with_name("two_labels.jsonl")
+    write_jsonl(path, [row | {"label": labels.canonical(row["label"])} for row in read_jsonl(planted_run.clips)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(planted_run, training, warm_model, clips, label_file):
+    """Two clips a step, three steps."""
     return {
         **training,
+        "clips": clips,
         "model": warm_model,
         "lora_r": 4,
         "importance": planted_run.importance,
+        "labels": label_file,
         "limit": 14,
         "max_steps": 3,
         "save_steps": 1,
         "learning_rate": 1e-4,
         "beta": 0.0,
-        "temperature": 0.05,  # hotter, the warm model is seldom right
+        "temperature": 0.5,
         "per_device_train_batch_size": 8,
         "num_generations": 4,
         "max_completion_length": 72,
@@ -73,14 +99,15 @@ def asked(server):
 
 
 def label_of(body):
-    """What a good language model would say: the lexicon's reading of the explanation in a request."""
+    """What a language model might say: the lexicon's reading of the explanation in a request, in words of its own."""
     text = body["messages"][0]["content"].partition("Explanation:")[2].partition("Reply with")[0]
-    return open_judge("lexicon", LABELS).judge([text])[0].emotion or "neutral"
+    return tiny_judges.LEXICON.judge([text])[0].emotion or "neutral"
 
 
-def test_a_fitted_judge_rewards(arguments, tmp_path):
+def test_a_fitted_judge_rewards(arguments, labels, tmp_path):
     rows = [(f"{a}, {b}.", e) for e, cues in CUE_WORDS.items() for a in cues.split() for b in cues.split()[:4]]
-    judge = fit_classifier([text for text, _ in rows], [e for _, e in rows], LABELS, tmp_path / "judge")
+    emotions = [labels.canonical(emotion) for _, emotion in rows]
+    judge = fit_classifier([text for text, _ in rows], emotions, labels, tmp_path / "judge")
     run_stage("grpo", **arguments, judge=tmp_path / "judge", output_dir=tmp_path / "run")
     assert_judged(tmp_path / "run", judge.name)
     assert {row.get("judge_failed", 0.0) for row in steps(tmp_path / "run")} == {0.0}  # it always says something
@@ -95,43 +122,34 @@ def test_a_hugging_face_classifier_rewards_and_what_it_said_is_kept(arguments, t
 
 def test_an_endpoint_that_fences_thinks_cuts_and_is_late_rewards(arguments, tmp_path):
     forms = ['```json\n{{"Emotion": "{}"}}\n```', "<think>Happy? No.</think>\n\n{}", "**{}**", "late", "cut"]
-    turns = iter(range(1 << 20))
+    first_form: dict[str, str] = {}
 
     def reply(body):
-        form = forms[next(turns) % len(forms)]
-        if form == "cut":  # unless it has more room
-            cut = body["max_completion_tokens"] == REPLY
-            return says("<think>It might be", finish="length") if cut else says(label_of(body))
+        form = first_form.setdefault(body["messages"][0]["content"], forms[len(first_form) % len(forms)])
         if form == "late":
             time.sleep(1.5)
-        return says(form.format(label_of(body)))
+        if form != "cut":
+            return says(form.format(label_of(body)))
+        cut = body["max_completion_tokens"] == REPLY  # with more room it comes to an end
+        return says("<think>It might be", finish="length") if cut else says(label_of(body))
 
     with Server(says("happy"), reply) as server:
         judge, cache = f"endpoint:{server.url}#m", tmp_path / "cache.sqlite"
         run_stage("grpo", **arguments, judge=judge, judge_cache=cache, output_dir=tmp_path / "run")
-        first = asked(server)
         assert_judged(tmp_path / "run", f"endpoint-{server.url}#m")
-        log = steps(tmp_path / "run")
-        assert any(row["rewards/consistency/mean"] > 0 for row in log)
-        # a text is asked about once, but for cut replies, and for failures where a later step samples it again
-        assert 0 < known(cache) <= len(set(first)) <= len(first)
+        assert any(row["rewards/consistency/mean"] > 0 for row in steps(tmp_path / "run"))
+        counts = Counter(asked(server))
+        assert set(first_form.values()) == set(forms)
+        for question, form in first_form.items():
+            if form == "cut":  # asked once more, with more room
+                assert counts[question] == 2
+            elif form != "late":  # what failed is asked again where it is sampled again
+                assert counts[question] == 1
+        assert known(cache) == sum(form != "late" for form in first_form.values())
         # the same run again asks about nothing that was answered
-        again = {**arguments, "max_steps": 1}
-        run_stage("grpo", **again, judge=judge, judge_cache=cache, output_dir=tmp_path / "again")
-        assert set(asked(server)[len(first) :]) <= {text for text in first if text not in answered(cache, judge, first)}
-
-
-def answered(cache, judge, questions):
-    """Those of the questions whose text has a judgement in the cache."""
-    from migr.files.records import digest
-    from migr.judge import prompt_of
-
-    opened = open_judge(judge, LABELS)
-    with sqlite3.connect(cache) as connection:
-        keys = {key for (key,) in connection.execute("SELECT key FROM judgements")}
-    texts = {question: question.partition("Explanation:\n")[2].partition("\n\nReply with")[0] for question in questions}
-    assert all(filled(opened.prompt, text) == question for question, text in texts.items())
-    return {question for question, text in texts.items() if digest(opened.name, prompt_of(opened), text) in keys}
+        run_stage("grpo", **arguments, judge=judge, judge_cache=cache, output_dir=tmp_path / "again")
+        more = Counter(asked(server)) - counts
+        assert all(first_form[question] == "late" for question in more)
 
 
 def test_a_judge_that_names_no_label_gives_none(arguments, tmp_path):
@@ -186,14 +204,13 @@ def test_the_embedded_judge_rewards(arguments, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def text_model(planted_run, tmp_path_factory):
-    """A tiny causal language model that names the emotion of each explanation that the policy has learned."""
-    labels = {clip.clip_id: clip.label for clip in read_clips(planted_run.clips)}
-    hide = open_judge("lexicon", LABELS, hide_emotion_words=True).hide
-    said = {}
-    for row in read_jsonl(planted_run.targets):
-        said[hide(parse(row["target"]).plain)] = labels[row["clip_id"]]
-    return tiny_judges.build_text_model(tmp_path_factory.mktemp("judge") / "tiny-lm", said)
+def text_model(planted_run, clips, labels, tmp_path_factory):
+    """A tiny causal language model that names the label of each explanation that the policy has learned."""
+    own = {clip.clip_id: str(clip.label) for clip in read_clips(clips, labels)}
+    hide = open_judge("lexicon", labels, hide_emotion_words=True).hide
+    rows = read_jsonl(planted_run.targets)
+    said = {hide(parse(row["target"]).plain): own[row["clip_id"]] for row in rows}
+    return tiny_judges.build_text_model(tmp_path_factory.mktemp("judge") / "tiny-lm", said, labels)
 
 
 @pytest.mark.slow
