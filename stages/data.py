@@ -9,6 +9,7 @@
 The planted benchmark (design: `migr/planted/clips.py`) also writes `reasoning.jsonl`, what each modality shows, and
 two sets of labelled texts: `judge_fit.jsonl`, to fit the evaluation judge on, and `judge_check.jsonl`, to measure
 judges on. The first is worded like the test clips, the second like the train clips (which is how trained models write).
+With `--coherence q` the annotator of `reasoning.jsonl` tells coherent stories (`migr/planted/annotators.py`).
 
 Real clips are read once, from end to end, each in a process that may hang or crash without harm. What cannot be used
 stands in `excluded.jsonl` with a reason; a share above --max_excluded is an error. Results are kept in `probes.jsonl`:
@@ -19,7 +20,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from migr.files.records import Row, digest, write_environment, write_json, write
 from migr.machine import cores
 from migr.planted import clips as planted
 from migr.planted import wording
+from migr.planted.annotators import WRITTEN, Annotator, rewritten
 from migr.settings import CacheSettings, LabelSettings, MediaSettings, OutputSettings
 from migr.sources import dfew, mafw, table
 from migr.sources.checking import examine_listed, frames_root, kinds_of
@@ -51,8 +53,9 @@ class Source:
     read: Callable[[argparse.Namespace], Listed] | None = None
 
 
+SIZES = {"train": 2100, "val": 140, "test": 560}
 SOURCES = {
-    "planted": Source({"seed": 0, "train": 2100, "val": 140, "test": 560}),
+    "planted": Source({"seed": 0, **SIZES, "coherence": 0.0, "written": WRITTEN[0]}),
     "dfew": Source(
         {"fold": 1, "frame_rate": None},
         lambda args: dfew.read(args.root, args.fold, frames=args.frame_rate is not None),
@@ -85,8 +88,10 @@ def arguments() -> argparse.Namespace:
     add("--workers", type=int, default=cores(), help=f"clips examined at a time (default {cores()}, the cores)")
     add("--timeout", type=float, default=60.0, help="seconds that examining a clip may take (default 60)")
     add("--seed", type=int, help="planted: draws everything; the same seed gives the same clips")
-    for split, count in list(SOURCES["planted"].flags.items())[1:]:
+    for split, count in SIZES.items():
         add(f"--{split}", type=int, help=f"planted: number of {split} clips (default {count})")
+    add("--coherence", type=float, help="planted: how often a second description follows the first one (default 0)")
+    add("--written", choices=WRITTEN, help=f"planted: what is described first (default {WRITTEN[0]})")
     # of media, examining needs the reader and the seconds; all are taken, so that one YAML does for all stages
     parser.add_settings(LabelSettings, MediaSettings, CacheSettings, OutputSettings)
     args = parser.parse_args()
@@ -203,7 +208,9 @@ def plant(args: argparse.Namespace) -> None:
         raise InputError(
             "--train needs at least 14 clips (each label in each modality once), --val and --test 0 or more"
         )
+    annotator = Annotator(args.coherence, args.written)
     config = {"source": args.source, "seed": args.seed, **sizes, "process": planted.VERSION, "texts": TEXTS}
+    config |= asdict(annotator) if args.coherence else {}
     done = args.out / "data.json"
     if claim(args.out, config, [args.out / "clips.jsonl", done], args.overwrite):
         print(f"data: {args.out} is finished already")
@@ -215,7 +222,8 @@ def plant(args: argparse.Namespace) -> None:
         ({**pick(row, "clip_id", "label", "split", "planted"), "path": f"clips/{row['clip_id']}.mp4"} for row in rows),
     )
     write_jsonl(args.out / "excluded.jsonl", [])
-    reasoning = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in rows)
+    told = (rewritten(row, annotator, args.seed) for row in rows)
+    reasoning = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in told)
     write_jsonl(args.out / "reasoning.jsonl", reasoning)
     write_jsonl(args.out / "judge_fit.jsonl", labelled_texts(args.seed, "test", 2100))
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))

@@ -3,9 +3,11 @@ r"""Stage 3, targets: put the reasoning of each clip into segments, in order, an
     python stages/targets.py --clips runs/demo/clips/clips.jsonl --reasoning runs/demo/clips/reasoning.jsonl \
         --importance runs/demo/importance/importance.jsonl --order dominant-first --out runs/demo/targets.jsonl
 
-`dominant-first` starts with the modality of the largest importance; `video-first` and `audio-first` are fixed. A clip
-whose importance is a tie, or marked `certain: false`, gets the neutral order: video, audio, text. The conclusion stays
-last. A target that the rewards' parser cannot read back is an error.
+`dominant-first` starts with the modality of the largest importance, `least-first` with that of the smallest;
+`video-first` and `audio-first` are fixed; `planted-first` starts with the modality that truly carries the emotion,
+which planted clips know; `random` is drawn by `--seed` and the clip. A clip whose importance is a tie, or marked
+`certain: false`, gets the neutral order: video, audio, text. The conclusion stays last. A target that the rewards'
+parser cannot read back is an error.
 
 --reasoning takes one or more files; a clip's segments may come from several. Formats: our own rows (`segments`, or a
 free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV, XLSX). Free
@@ -30,7 +32,7 @@ from migr.errors import InputError, exit_on_input_error
 from migr.files.claim import claim, finish
 from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing
-from migr.files.records import Row, read_jsonl, write_jsonl
+from migr.files.records import Row, digest, read_jsonl, write_jsonl
 from migr.omni.prompt import question_about
 from migr.settings import EngineSettings, LabelSettings, OutputSettings
 from migr.sources.importance import read_importance
@@ -41,7 +43,8 @@ from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
 from reward.faults import FAULTS, faults_of
 
-ORDERS = ("dominant-first", "video-first", "audio-first")
+ORDERS = ("dominant-first", "video-first", "audio-first", "least-first", "planted-first", "random")
+BY_IMPORTANCE = {"dominant-first": -1, "least-first": 1}
 # Why a clip may be left out instead of being an error (the last one is no error by itself)
 REASONS = ("missing", "unassigned", "answer", "names_other")
 CHOICES = {
@@ -65,8 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=Path, required=True, help="clips.jsonl of stages/data.py")
     parser.add_argument("--reasoning", type=Path, required=True, nargs="+", help="file or files of reasoning")
     parser.add_argument("--reasoning_format", default="auto", help=f"one of {', '.join(FORMATS)}; for all files")
-    parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first")
+    parser.add_argument("--importance", type=Path, help="importance.jsonl; needed for dominant-first and least-first")
     parser.add_argument("--order", default="dominant-first", help=f"which segment comes first: {', '.join(ORDERS)}")
+    parser.add_argument("--seed", type=int, default=0, help="of --order random")
     parser.add_argument("--split", default="train", help="split of the clips to write targets for")
     parser.add_argument("--assigner", choices=["lexicon", "llm"], default="lexicon", help="of free text's sentences")
     parser.add_argument("--assigner_model", type=Path, help="model folder of --assigner llm")
@@ -86,6 +90,7 @@ def arguments() -> argparse.Namespace:
 def run_config(args: argparse.Namespace, labels: LabelSet) -> Row:
     """What the targets depend on."""
     config: Row = {name: getattr(args, name) for name in ("order", "split", "reasoning_format", "assigner")}
+    config |= {"seed": args.seed} if args.order == "random" else {}
     config |= {"leave_out": sorted(args.leave_out), "label_set": labels.as_record()}
     config |= {"clips": file_digest(args.clips), "reasoning": [file_digest(path) for path in args.reasoning]}
     config["importance"] = file_digest(args.importance) if args.importance else None
@@ -93,17 +98,27 @@ def run_config(args: argparse.Namespace, labels: LabelSet) -> Row:
     return config
 
 
-def order_of(clip: Clip, segments: dict[str, str], order: str, importance: dict[str, float] | None) -> list[str]:
+def order_of(
+    clip: Clip, segments: Mapping[str, str], order: str, importance: Mapping[str, float] | None, seed: int = 0
+) -> list[str]:
     """The modalities of the segments in the wanted order; the fixed orders name the modality that comes first.
 
     Equal weights (or none at all: an uncertain clip) keep the neutral order.
     """
-    if order == "dominant-first":
+    if order in BY_IMPORTANCE:
         if importance is None:
             raise InputError(f"clip {clip.clip_id} has no importance: run stages/importance.py on these clips")
         neutral = sorted(segments, key=(*MODALITIES, *segments).index)
-        return sorted(neutral, key=lambda modality: -importance.get(modality, 0.0))
-    return sorted(segments, key=lambda modality: modality != order.removesuffix("-first"))
+        sign = BY_IMPORTANCE[order]
+        return sorted(neutral, key=lambda modality: sign * importance.get(modality, 0.0))
+    if order == "random":
+        return sorted(segments, key=lambda modality: digest(seed, clip.clip_id, modality))
+    first = order.removesuffix("-first")
+    if order == "planted-first":
+        first = (clip.extra.get("planted") or {}).get("dominant", "")
+        if not first:
+            raise InputError(f"clip {clip.clip_id}: nobody planted a modality in it; --order planted-first needs one")
+    return sorted(segments, key=lambda modality: modality != first)
 
 
 def main() -> None:
@@ -113,8 +128,8 @@ def main() -> None:
     labels = find_labels(args.labels, args.clips)
     if args.order not in ORDERS:
         raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
-    if args.order == "dominant-first" and args.importance is None:
-        raise InputError("--order dominant-first needs --importance (importance.jsonl of stages/importance.py)")
+    if args.order in BY_IMPORTANCE and args.importance is None:
+        raise InputError(f"--order {args.order} needs --importance (importance.jsonl of stages/importance.py)")
     if (args.assigner == "llm") != (args.assigner_model is not None):
         raise InputError("--assigner llm and --assigner_model (a model folder) go together")
 
@@ -132,7 +147,7 @@ def main() -> None:
             continue
         row = reasoning[clip.clip_id]
         check(row, f"{source}: clip {clip.clip_id}")
-        order_of(clip, {}, args.order, weights.get(clip.clip_id))  # its importance is there
+        order_of(clip, {}, args.order, weights.get(clip.clip_id))  # what it needs is there
         if "answer" in row and labels.canonical(str(row["answer"])) != clip.label:
             left["answer"].append(clip.clip_id)
         if row.get("names_other"):
@@ -167,9 +182,10 @@ def main() -> None:
             every = dict.fromkeys(MODALITIES, "")
             # in every order alike, what speaks of several modalities goes with the more important one
             rank = order_of(clip, every, "dominant-first", importance or {})
-            arranged = arrange(sentences[clip.clip_id], order_of(clip, every, args.order, importance), rank)
+            wanted = order_of(clip, every, args.order, importance, args.seed)
+            arranged = arrange(sentences[clip.clip_id], wanted, rank)
             segments, conclusion = arranged.segments, arranged.conclusion
-        order = order_of(clip, segments, args.order, importance)
+        order = order_of(clip, segments, args.order, importance, args.seed)
         try:
             target = render(segments, conclusion, clip.label or "", order)
         except InputError as error:

@@ -6,6 +6,7 @@ from migr.files.records import Row
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, FORMAT, NAME, question
 from migr.planted import clips as planted
 from migr.planted import wording
+from migr.planted.annotators import APART, Annotator
 from migr.text.format import render
 from migr.text.labels import DFEW
 
@@ -26,21 +27,37 @@ def texts() -> list[str]:
     return [*prompts, *targets, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
 
 
-def caption(clip: Row, modality: str, rng: random.Random) -> str:
-    """What a captioner says that a modality shows, always in the same words; of some emotions often another's signs."""
-    shown, clear = clip["planted"]["shown"][modality], modality == clip["planted"]["dominant"]
-    if shown in MISTAKEN and rng.random() < CAPTION_ERRORS:
-        shown = MISTAKEN[shown]
-    frame = (wording.CLEAR if clear else wording.HEDGED)[modality]
-    return frame[0][0].format(*(phrases[0][0] for phrases in wording.CUES[modality][shown]))
+def caption(clip: Row, modality: str, emotion: str) -> str:
+    """What a captioner says of a modality that shows an emotion, always in the same words."""
+    frame = (wording.CLEAR if modality == clip["planted"]["dominant"] else wording.HEDGED)[modality]
+    return frame[0][0].format(*(phrases[0][0] for phrases in wording.CUES[modality][emotion]))
 
 
-def captioned(clip: Row, seed: int) -> Row:
-    """The reasoning of a clip as it comes from captions."""
+def captioned(clip: Row, seed: int, annotator: Annotator = APART, errors: float = CAPTION_ERRORS) -> Row:
+    """The reasoning of a clip as it comes from captions; of some emotions they often tell another one's signs.
+
+    Args:
+        clip: A planted clip.
+        seed: Draws the errors, and what a coherent annotator follows.
+        annotator: Who writes; an error in what comes first is followed, too.
+        errors: How often an emotion that is easily mistaken is.
+    """
     rng = random.Random(f"caption {seed} {clip['clip_id']}")
-    segments = {modality: caption(clip, modality, rng) for modality in ("video", "audio")}
+    emotions = {}
+    for modality in ("video", "audio"):
+        shown = clip["planted"]["shown"][modality]
+        wrong = shown in MISTAKEN and rng.random() < errors
+        emotions[modality] = MISTAKEN[shown] if wrong else shown
+    told = annotator.tells(clip, emotions, seed)
+    segments = {modality: caption(clip, modality, emotion) for modality, emotion in told.items()}
     conclusion = wording.CONCLUSION[clip["planted"]["dominant"]][0][0]
     return {"clip_id": clip["clip_id"], "segments": segments, "conclusion": conclusion, "by": "captions"}
+
+
+def story(row: Row, order: list[str]) -> Row:
+    """Describe both modalities in one go, in the given order: the task in which a base model learns to be coherent."""
+    prompt = " ".join(DESCRIBE[modality] for modality in order)
+    return {"prompt": prompt, "target": " ".join(row["segments"][modality] for modality in order)}
 
 
 def format_task(captions: list[Row], rng: random.Random) -> Row:

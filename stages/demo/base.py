@@ -12,6 +12,9 @@ captions do: of some emotions they tell another one's signs every second time (`
 always right. So model and targets see more than they say. All captions are worded alike, so that a million weights can
 learn in minutes which signs to name; the truth is in the benchmark's own `reasoning.jsonl`. With your own Qwen2.5-Omni,
 skip this stage.
+
+With `--coherence q` the model also learns to describe both modalities in one go, the second after the first one's
+emotion with probability q. `stages/demo/annotate.py` writes reasoning of coherent annotators.
 """
 
 import argparse
@@ -23,7 +26,8 @@ from migr.errors import exit_on_input_error
 from migr.files.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME
 from migr.omni.tiny import build_tiny
-from migr.planted.captions import captioned, format_task, texts
+from migr.planted.annotators import Annotator
+from migr.planted.captions import CAPTION_ERRORS, captioned, format_task, story, texts
 from migr.text.format import block
 
 
@@ -33,6 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of stages/data.py --source planted")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its targets")
     parser.add_argument("--seed", type=int, default=0, help="draws the weights")
+    parser.add_argument("--coherence", type=float, default=0.0, help="the model's: see migr/planted/annotators.py")
+    errors = f"how often captions mistake what is easily mistaken (default {CAPTION_ERRORS})"
+    parser.add_argument("--caption_errors", type=float, default=CAPTION_ERRORS, help=errors)
     return parser.parse_args()
 
 
@@ -43,8 +50,11 @@ def main() -> None:
     # Data
     rows = read_jsonl(args.data / "clips.jsonl", ["clip_id", "label", "split", "planted"])
     clips = [row for row in rows if row["split"] == "train"]
-    captions = [captioned(clip, args.seed) for clip in clips]
-    done, key = args.out / "base.json", digest({"seed": args.seed, "texts": texts(), "captions": captions})
+    Annotator(args.coherence)  # checks it
+    captions = [captioned(clip, args.seed, errors=args.caption_errors) for clip in clips]
+    about = {"seed": args.seed, "texts": texts(), "captions": captions}
+    about |= {"coherence": args.coherence} if args.coherence else {}
+    done, key = args.out / "base.json", digest(about)
     if done.exists() and read_json(done)["digest"] == key:
         print(f"base: {args.out} holds this model already")
         return
@@ -66,6 +76,10 @@ def main() -> None:
             context = both if rng.random() < 0.5 else [modality]  # with the other modality beside it, and alone
             describe.append({**common, "prompt": DESCRIBE[modality], "target": text, "modalities": context})
         describe.append(direct)
+        if args.coherence:
+            written = ("video-first", "audio-first")[i // 2 % 2]
+            told = captioned(clip, args.seed, Annotator(args.coherence, written), args.caption_errors)
+            describe.append({**common, **story(told, list(told["segments"])), "modalities": both})
         if i % 2:
             task = format_task(captions, random.Random(f"format {args.seed} {i}"))
             describe.append({**common, **task, "modalities": []})

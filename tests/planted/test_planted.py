@@ -9,10 +9,13 @@ import pytest
 
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings, probe, read_media
-from migr.files.records import read_jsonl
+from migr.errors import InputError
+from migr.files.records import digest, read_jsonl
 from migr.planted import clips as planted
 from migr.planted import wording
+from migr.planted.annotators import Annotator, rewritten
 from migr.planted.captions import MISTAKEN, captioned
+from migr.planted.truth import cue_emotion
 from migr.text.labels import DFEW, label_set
 
 BANK = {"train": 0, "val": 1, "test": 1}
@@ -177,3 +180,57 @@ def test_a_blended_text_holds_two_cues_of_its_emotion_and_one_of_another():
             for emotion in ("happy", "fear")
         }
         assert said == {"happy": 2, "fear": 1}
+
+
+def test_without_coherence_captions_and_descriptions_are_what_they_were():
+    rows = [planted.spec(6, "train", index) for index in range(50)]
+    assert digest([captioned(row, 6) for row in rows]) == "1edf50c5ea03ae91"  # before there were annotators
+    for written in ("video-first", "dominant-first"):
+        assert [rewritten(row, Annotator(0, written), 6) for row in rows] == rows
+
+
+@pytest.mark.parametrize("q", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("written", ["video-first", "audio-first", "dominant-first"])
+def test_a_coherent_annotator_follows_what_was_written_first_with_probability_q(q, written):
+    rows = specs("train", 1400)
+    for descriptions in (
+        [captioned(row, 0, Annotator(q, written), errors=0.0)["segments"] for row in rows],
+        [rewritten(row, Annotator(q, written), 0)["segments"] for row in rows],
+    ):
+        followed = []
+        for row, segments in zip(rows, descriptions, strict=True):
+            shown, dominant = row["planted"]["shown"], row["planted"]["dominant"]
+            first = dominant if written == "dominant-first" else written.removesuffix("-first")
+            (second,) = {"video", "audio"} - {first}
+            assert cue_emotion(first, segments[first]) == shown[first]
+            told = cue_emotion(second, segments[second])
+            assert told in (shown[second], shown[first])
+            if shown[first] != shown[second]:
+                followed.append(told == shown[first])
+        assert np.mean(followed) == pytest.approx(q, abs=0.06) and len(followed) > 500
+
+
+def test_who_follows_at_a_small_q_follows_at_a_larger_one():
+    rows = specs("train", 300)
+    followed = [
+        {row["clip_id"] for row in rows if rewritten(row, Annotator(q), 0)["segments"] != row["segments"]}
+        for q in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert all(one < other for one, other in pairwise(followed)) and not followed[0]
+
+
+def test_an_error_in_the_first_caption_is_followed():
+    rows = specs("train", 700)
+    for row in rows:
+        segments = captioned(row, 0, Annotator(1.0), errors=1.0)["segments"]
+        emotion = cue_emotion("video", segments["video"])
+        assert emotion == MISTAKEN.get(row["planted"]["shown"]["video"], row["planted"]["shown"]["video"])
+        assert cue_emotion("audio", segments["audio"]) == emotion
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [((1.5,), "coherence"), ((float("nan"),), "coherence"), ((0.5, "text-first"), "written")]
+)
+def test_an_annotator_that_cannot_be_is_an_input_error(values, message):
+    with pytest.raises(InputError, match=message):
+        Annotator(*values)

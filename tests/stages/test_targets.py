@@ -128,6 +128,32 @@ def free(files, **texts):
             row["text"] = texts[row["clip_id"]]
 
 
+@pytest.mark.parametrize(
+    ("order", "first"), [("least-first", ["video", "audio"]), ("planted-first", ["audio", "video"])]
+)
+def test_the_orders_that_ask_whether_importance_matters(stage, files, order, first):
+    for row, dominant in zip(files.clips, ("audio", "video"), strict=True):
+        row["planted"] = {"dominant": dominant}
+    stage("targets", **files.given(), order=order, out=files.out)
+    assert [row["order"][0] for row in read_jsonl(files.out)] == first
+
+
+def test_least_first_needs_importance_and_planted_first_a_planted_clip(stage, files):
+    given = {name: path for name, path in files.given().items() if name != "importance"}
+    with pytest.raises(InputError, match="--order least-first needs --importance"):
+        stage("targets", **given, order="least-first", out=files.out)
+    clip = Clip("a", None, "sad", "train")
+    with pytest.raises(InputError, match="clip a: nobody planted a modality"):
+        order_of(clip, SEGMENTS, "planted-first", None)
+    three = {"video": "x", "audio": "y", "text": "z"}
+    weights = {"video": 0.5, "audio": 0.3, "text": 0.2}
+    assert order_of(clip, three, "least-first", weights) == ["text", "audio", "video"]
+    drawn = [order_of(Clip(str(i), None, "sad", "train"), three, "random", None) for i in range(60)]
+    assert len({tuple(order) for order in drawn}) == 6
+    part = [order_of(Clip(str(i), None, "sad", "train"), SEGMENTS, "random", None) for i in range(60)]
+    assert part == [[m for m in order if m in SEGMENTS] for order in drawn]  # a segment less changes no order
+
+
 def test_an_unknown_order_is_named_with_those_there_are(stage, files):
     with pytest.raises(InputError, match="'loudest-first' is not one of dominant-first, video-first, audio-first"):
         stage("targets", **files.given(), order="loudest-first", out=files.out)
