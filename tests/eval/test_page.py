@@ -140,6 +140,27 @@ def test_filters_leave_the_clips_that_the_files_say(chromium, page, cells, plant
     chromium.wait("document.getElementById('count').textContent.startsWith('42 of')")
 
 
+def test_evidence_that_a_clip_cannot_give_is_marked_and_can_be_filtered(chromium, tmp_path):
+    rows = [row(name, "sad", "sad", "sad") for name in ("full", "silent")]
+    clips = [{"clip_id": p["clip_id"], "path": "x.mp4", "label": "sad", "split": "test"} for p, _ in rows]
+    write_jsonl(tmp_path / "clips.jsonl", [clip | {"has_audio": clip["clip_id"] == "full"} for clip in clips])
+    made = run(tmp_path, "run", rows, clips=tmp_path / "clips.jsonl")
+    made.metrics["n_absent_evidence"] = 1
+    write_page(tmp_path / "report.html", [made])
+    chromium.open(address(tmp_path / "report.html", view="clips"))
+    assert chromium.run("[...document.querySelectorAll('.row')].map((r) => r.querySelectorAll('.claim').length)") == [
+        0,
+        1,
+    ]
+    assert choose(chromium, absent="1") == 1
+    assert chromium.run("document.getElementById('name').textContent") == "silent"
+    assert "not in the clip⚠ audio" in chromium.run("document.querySelector('.facts').textContent")
+    chromium.open(address(tmp_path / "report.html"))
+    chromium.run("[...document.querySelectorAll('.metrics a')].find((a) => a.href.includes('absent=1')).click()")
+    chromium.wait("!document.getElementById('clips').hidden")
+    assert count(chromium) == 1 and chromium.problems == []
+
+
 def test_search_reads_the_reasoning_of_the_runs_that_are_shown(chromium, page):
     chromium.open(address(page, view="clips"))
     assert choose(chromium, q="EYES shine") == 42  # every word, in any case, in either run
