@@ -1,11 +1,17 @@
 """Tiny judges that have learned something, and a server that replies as a script says; built where they are needed."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
-from contextlib import suppress
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from migr.files.records import read_json
 from migr.judge import CUE_WORDS, LexiconJudge
 from migr.judge.prompt import filled, prompt_for
 from migr.text.labels import label_set
@@ -85,7 +91,7 @@ def build_text_model(folder, says=SAYS, labels=LABELS):
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(fast), **sizes, **heads, tie_word_embeddings=True))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     rows = []
@@ -175,3 +181,42 @@ def says(content, tokens=(100, 5), finish="stop"):
         "choices": [message],
         "usage": usage,
     }
+
+
+# The imports are mended first, in the engine's process too; a class that is registered needs no look by a subprocess.
+SERVE = """
+import migr.omni
+import runpy
+from vllm.model_executor.models.registry import ModelRegistry
+
+ModelRegistry.register_model("NAME", ModelRegistry.models["NAME"].load_model_cls())
+if __name__ == "__main__":
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+"""
+
+
+@contextmanager
+def serve(model, folder):
+    """vLLM's own server for a text model on loopback, which it calls `tiny`: its URL. Its files go to `folder`."""
+    port, start = free_port(), folder / "serve.py"
+    start.write_text(SERVE.replace("NAME", read_json(model / "config.json")["architectures"][0]))
+    command = [sys.executable, str(start), "--model", str(model), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--served-model-name", "tiny", "--enforce-eager", "--dtype", "float32"]
+    command += ["--max-num-batched-tokens", "4096", "--no-enable-chunked-prefill"]
+    # random weights would put blanks between the braces for ever
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "log").read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(60)

@@ -138,6 +138,7 @@ def shown_settings(args: argparse.Namespace, labels: LabelSet, read: dict[str, A
             "format": read.get("format"),
             "put into tags": read.get("n_wrapped"),
             "paired": "by order" if args.by_order else None,
+            "label ids": f"read as 1 ({labels.labels[0]}) to 7 ({labels.labels[-1]})" if read.get("numbered") else None,
             "without a prediction": read.get("n_without") and f"{read['n_without']}, {counted}",
         }
         files = {name: str(getattr(args, name)) for name in names if getattr(args, name)}

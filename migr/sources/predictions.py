@@ -61,10 +61,11 @@ AS_IT_IS = Reading()
 
 @dataclass
 class Truth:
-    """Labels of clips, in the table's order, and the split of those that have one."""
+    """Labels of clips in the table's order, the split of those that have one, and whether labels were DFEW's ids."""
 
     labels: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
+    numbered: bool = False
 
     def missing(self, ids: set[str]) -> list[str]:
         """The clips that are not among `seen`; of a table with splits, those of the splits that were seen."""
@@ -87,8 +88,8 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
         reading: How it is read.
 
     Returns:
-        `format`, `n`, `n_wrapped` (texts without <think>, put into the tags) and, with a truth table, `n_without`, the
-        number of its clips that have no prediction.
+        `format`, `n`, `n_wrapped` (texts without <think>, put into the tags), `numbered` (labels came as DFEW's ids)
+        and, with a truth table, `n_without`, the number of its clips that have no prediction.
 
     Raises:
         InputError: An unknown format, a row without an id or text, a clip without a label or with two different ones,
@@ -98,7 +99,7 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
     truth = read_truth(reading.truth, labels) if reading.truth is not None else Truth()
     names = _Names(truth.labels)
     order = truth.in_order(reading.split) if reading.by_order else []
-    facts: Row = {"format": form, "n": 0, "n_wrapped": 0}
+    facts: Row = {"format": form, "n": 0, "n_wrapped": 0, "numbered": truth.numbered}
     ids: set[str] = set()
 
     def rows() -> Iterator[Row]:
@@ -120,6 +121,7 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
             text, answer = _text(where, row)
             own = pick(row, LABEL_KEYS)
             label = canonical(where, own, labels) if own is not None else None
+            facts["numbered"] |= own is not None and is_number(own, labels)
             known = truth.labels.get(clip_id)
             if label is None and known is None:
                 hint = f"it is not in {reading.truth}" if reading.truth else "--truth FILE names a table of labels"
@@ -168,6 +170,7 @@ def read_truth(path: Path, labels: LabelSet) -> Truth:
         if value is None:
             raise missing(where, "label", row, LABEL_KEYS)
         label = canonical(f"{path}: clip {clip_id!r}", value, labels)
+        truth.numbered |= is_number(value, labels)
         if truth.labels.setdefault(clip_id, label) != label:
             raise InputError(f"{path}: clip {clip_id!r} has two labels, {truth.labels[clip_id]} and {label}")
         if isinstance(row.get("split"), str):
@@ -185,7 +188,7 @@ def canonical(where: str, value: Any, labels: LabelSet) -> str:
     """
     text = str(value).strip()
     inner = parse(text).answer or text
-    if labels.name == "dfew" and inner.strip() in list("1234567"):
+    if is_number(inner, labels):
         return labels.labels[int(inner) - 1]
     label = labels.canonical(inner)
     if label is None:
@@ -193,6 +196,11 @@ def canonical(where: str, value: Any, labels: LabelSet) -> str:
         ids = "; numbers are read for dfew alone: name the labels" if inner.strip().isdigit() else ""
         raise InputError(f"{where}: label {text[:80]!r} is none of {known} ({labels.name}){ids}")
     return label
+
+
+def is_number(value: Any, labels: LabelSet) -> bool:
+    """Whether a label is one of DFEW's ids 1 to 7. Ids that are counted from 0 look the same but for the 0."""
+    return labels.name == "dfew" and str(value).strip() in list("1234567")
 
 
 class _Names:

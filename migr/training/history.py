@@ -22,8 +22,10 @@ PANELS: dict[str, dict[str, str]] = {
     "completions, tokens": {"completions/mean_length": "mean length", "completions/max_length": "longest"},
     "completions that were cut": {"completions/clipped_ratio": "share"},
     "gradient norm": {"grad_norm": "gradient norm"},
+    "judgements that failed": {"judge_failed": "share"},
+    "judge, seconds a step": {"judge_seconds": "seconds"},
 }
-SHARES = ("rewards, mean", "token accuracy", "completions that were cut")
+SHARES = ("rewards, mean", "token accuracy", "completions that were cut", "judgements that failed")
 
 
 def read_history(run: str | Path) -> list[Row]:
@@ -81,6 +83,9 @@ def warnings(history: Sequence[Row]) -> list[str]:
     _, cut = curve(history, "completions/clipped_ratio")
     if cut and sum(cut) / len(cut) > 0.5:
         lines.append(f"{sum(cut) / len(cut):.0%} of the responses were cut: raise max_completion_length")
+    _, failed = curve(history, "judge_failed")
+    if failed and sum(failed) / len(failed) > 0.5:
+        lines.append(f"the judge failed on {sum(failed) / len(failed):.0%} of what it was asked (docs/rewards.md)")
     _, equal = curve(history, "frac_reward_zero_std")
     if equal and min(equal) >= 1:
         lines.append("all responses to a clip always had the same reward: raise temperature or num_generations")

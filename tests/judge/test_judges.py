@@ -1,16 +1,12 @@
 """Judges that hold a model or ask an address, what is stored of them, and the measure of a judge."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import Counter
 
 import pytest
-from tiny_judges import LABELS, SAYS, Server, build_classifier, build_roberta, build_text_model, free_port, says
+from tiny_judges import LABELS, SAYS, Server, build_classifier, build_roberta, build_text_model, free_port, says, serve
 
 import migr.omni  # noqa: F401  (first: mends the libraries' imports)
 from eval.judges import main
@@ -353,6 +349,16 @@ def test_rate_limits_and_server_errors_are_tried_again_and_lasting_ones_are_a_st
         assert "timed out" in open_judge(f"endpoint:{server.url}#m", LABELS).judge(["x"])[0].status
 
 
+def test_a_reply_that_was_cut_is_asked_for_once_more_with_more_room_and_is_not_kept(tmp_path):
+    cut = says("<think>Hm, tears", finish="length")
+    with Server(cut, cut, says("sad")) as server:
+        judge = open_judge(f"endpoint:{server.url}#m", LABELS, cache=tmp_path / "cache.sqlite")
+        assert judge.judge(["x"])[0].status == "no reply: cut"
+        room = [body["max_completion_tokens"] for _, body in server.seen]
+        assert room == [endpoint_module.REPLY, 2 * endpoint_module.REPLY]
+        assert judge.judge(["x", "x"])[1].emotion == "sad" and len(server.seen) == 3
+
+
 def test_an_option_that_a_server_refuses_is_left_out_from_then_on():
     refusal = (400, {"error": {"message": "Unsupported parameter: 'response_format' is not supported"}})
 
@@ -406,19 +412,6 @@ def test_the_key_of_openai_goes_to_openai_alone(monkeypatch):
     assert open_judge("endpoint:https://elsewhere.example/v1#m", LABELS).client.api_key == "none"
 
 
-# The imports are mended first, in the engine's process too; a class that is registered needs no look by a subprocess.
-SERVE = """
-import migr.omni
-import runpy
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
-from vllm.model_executor.models.registry import ModelRegistry
-
-ModelRegistry.register_model("Qwen2ForCausalLM", Qwen2ForCausalLM)
-if __name__ == "__main__":
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
-"""
-
-
 @pytest.mark.slow
 def test_vllms_own_server_is_an_endpoint_and_can_only_reply_with_a_label(thinker, tmp_path):
     """A tiny text-only language model behind `vllm serve` on loopback."""
@@ -435,26 +428,8 @@ def test_vllms_own_server_is_an_endpoint_and_can_only_reply_with_a_label(thinker
     Qwen2ForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(thinker / name, folder / name)
-    port = free_port()
-    start = tmp_path / "serve.py"
-    start.write_text(SERVE)
-    command = [sys.executable, str(start), "--model", str(folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--served-model-name", "tiny", "--enforce-eager", "--dtype", "float32"]
-    command += ["--max-num-batched-tokens", "4096", "--no-enable-chunked-prefill"]
-    # random weights would put blanks between the braces for ever
-    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(1)
-        judge = open_judge(f"endpoint:http://127.0.0.1:{port}/v1#tiny", LABELS, cache=tmp_path / "c.sqlite")
+    with serve(folder, tmp_path) as url:
+        judge = open_judge(f"endpoint:{url}#tiny", LABELS, cache=tmp_path / "c.sqlite")
         texts = [row["text"] for row in read_jsonl(SHIPPED)][::14]
         found = judge.judge(texts)
         assert all(judgement.status == "ok" and judgement.emotion in DFEW for judgement in found)
@@ -463,7 +438,4 @@ def test_vllms_own_server_is_an_endpoint_and_can_only_reply_with_a_label(thinker
         assert usage["requests"] == len(texts) and usage["prompt_tokens"] > 15 * 50 and usage["completion_tokens"] > 15
         assert judge.judge(texts) == found and usage_of(judge)["requests"] == len(texts)
         with pytest.raises(InputError, match="no such model or address"):
-            open_judge(f"endpoint:http://127.0.0.1:{port}/v1#another", LABELS).judge(["x"])
-    finally:
-        process.terminate()
-        process.wait(60)
+            open_judge(f"endpoint:{url}#another", LABELS).judge(["x"])

@@ -81,7 +81,7 @@ def test_every_format_is_recognised_and_gives_the_same_predictions(tmp_path, for
     rows = read_jsonl(tmp_path / "out.jsonl")
     assert {row["clip_id"]: row["response"] for row in rows} == SAID
     assert {row["clip_id"]: row["label"] for row in rows} == TRUTH
-    assert facts == {"format": found, "n": 3, "n_wrapped": 0, "n_without": 1}
+    assert facts == {"format": found, "n": 3, "n_wrapped": 0, "numbered": True, "n_without": 1}
     table = read_predictions(tmp_path / "out.jsonl", DFEW)
     assert list(table.answers) == [3, 0, -1]
 
@@ -157,7 +157,14 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text, table, 
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_numbers_mean_labels_in_dfew_alone(tmp_path):
+def test_numbers_mean_labels_in_dfew_alone_and_that_is_said(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"a": "happy"}))
+    for table, numbered in (("video_name,label\na,1\n", True), ("video_name,label\na,happy\n", False)):
+        read = convert(path, tmp_path / "out.jsonl", DFEW, Reading(truth=truth(tmp_path, table)))
+        assert read["numbered"] is numbered
+    with pytest.raises(InputError, match="label '0' is none of"):  # counted from 0
+        read_truth(truth(tmp_path, "video_name,label\na,0\nb,1\n"), DFEW)
     with pytest.raises(InputError, match="numbers are read for dfew alone"):
         read_truth(truth(tmp_path, "video_name,label\na,1\n"), label_set("mafw"))
 

@@ -152,7 +152,7 @@ def test_an_endpoint_that_fences_thinks_cuts_and_is_late_rewards(arguments, tmp_
         assert all(first_form[question] == "late" for question in more)
 
 
-def test_a_judge_that_names_no_label_gives_none(arguments, tmp_path):
+def test_a_judge_that_names_no_label_gives_none(arguments, tmp_path, capsys):
     with Server(says("who knows")) as server:
         judge = f"endpoint:{server.url}#m"
         own = {"max_steps": 1, "log_completions": "true"}
@@ -163,6 +163,7 @@ def test_a_judge_that_names_no_label_gives_none(arguments, tmp_path):
     right = rows[rows["accuracy"] == 1]
     assert right["consistency"].isna().any() and not (right["consistency"] > 0).any()
     assert (rows[rows["accuracy"] == 0]["consistency"] == 0).all()
+    assert "note: the judge failed on 100% of what it was asked" in capsys.readouterr().out
 
 
 def test_a_judge_that_is_not_there_ends_the_run_before_the_clips_are_read(arguments, tmp_path, capsys):
@@ -219,6 +220,15 @@ def test_any_causal_language_model_rewards(arguments, text_model, tmp_path):
     run_stage("grpo", **arguments, judge=f"llm:{text_model}", judge_cache=cache, output_dir=tmp_path / "run")
     assert_judged(tmp_path / "run", "llm-tiny-lm-")
     assert known(cache) > 0 and sum(row["rewards/consistency/mean"] > 0 for row in steps(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_language_model_behind_vllms_own_server_rewards(arguments, text_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "SECONDS", 60.0)
+    with tiny_judges.serve(text_model, tmp_path) as url:
+        run_stage("grpo", **arguments, judge=f"endpoint:{url}#tiny", output_dir=tmp_path / "run")
+    assert_judged(tmp_path / "run", f"endpoint-{url}#tiny")
+    assert {row.get("judge_failed", 0.0) for row in steps(tmp_path / "run")} == {0.0}  # it can only reply with a label
 
 
 @pytest.mark.slow
