@@ -15,8 +15,9 @@ from tiny_judges import Server, says
 from migr.clips.manifest import read_clips
 from migr.errors import exit_on_input_error
 from migr.files.records import read_json, read_jsonl, write_jsonl
-from migr.judge import CUE_WORDS, fit_classifier, open_judge
+from migr.judge import CUE_WORDS, JUDGES, fit_classifier, open_judge
 from migr.judge import endpoint as endpoint_module
+from migr.judge.base import Around
 from migr.judge.endpoint import REPLY
 from migr.text.format import parse
 from migr.text.labels import label_set
@@ -104,13 +105,27 @@ def label_of(body):
     return tiny_judges.LEXICON.judge([text])[0].emotion or "neutral"
 
 
-def test_a_fitted_judge_rewards(arguments, labels, tmp_path):
+class Counted(Around):
+    """A judge that notes how many texts it is asked about at once."""
+
+    def __init__(self, inner):
+        self.inner, self.name, self.batches = inner, inner.name, []
+
+    def judge(self, texts):
+        self.batches.append(len(texts))
+        return self.inner.judge(texts)
+
+
+def test_a_fitted_judge_rewards_and_is_asked_once_a_step(arguments, labels, tmp_path, monkeypatch):
     rows = [(f"{a}, {b}.", e) for e, cues in CUE_WORDS.items() for a in cues.split() for b in cues.split()[:4]]
     emotions = [labels.canonical(emotion) for _, emotion in rows]
-    judge = fit_classifier([text for text, _ in rows], emotions, labels, tmp_path / "judge")
-    run_stage("grpo", **arguments, judge=tmp_path / "judge", output_dir=tmp_path / "run")
+    judge = Counted(fit_classifier([text for text, _ in rows], emotions, labels, tmp_path / "judge"))
+    monkeypatch.setitem(JUDGES, "counted", lambda *_: judge)
+    run_stage("grpo", **arguments, judge="counted", output_dir=tmp_path / "run")
     assert_judged(tmp_path / "run", judge.name)
-    assert {row.get("judge_failed", 0.0) for row in steps(tmp_path / "run")} == {0.0}  # it always says something
+    shares = [row["judge_failed"] for row in steps(tmp_path / "run") if "judge_failed" in row]
+    assert set(shares) == {0.0}  # it always says something
+    assert len(judge.batches) == len(shares) and max(judge.batches) > 1
 
 
 def test_a_hugging_face_classifier_rewards_and_what_it_said_is_kept(arguments, tmp_path):
