@@ -12,9 +12,8 @@ The folder `--out` gets grounding.jsonl (a row a clip), grounding.json and groun
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with Growing(out) as file:
         done = ids_in([out])
         for row in tqdm(
-            score(generation, [row for row in sample if row["clip_id"] not in done], clips, predictions, args.seed),
+            score(generation, sample, done, clips, predictions, args.seed),
             desc="scoring",
             unit="clip",
             total=len(sample),
@@ -183,10 +182,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def score(
-    settings: GenerationSettings, rows: Sequence[Row], clips: Mapping[str, Clip], every: Sequence[Row], seed: int
+    settings: GenerationSettings,
+    rows: Sequence[Row],
+    done: Collection[str],
+    clips: Mapping[str, Clip],
+    every: Sequence[Row],
+    seed: int,
 ) -> Iterator[Row]:
-    """The rows of grounding.jsonl, in order."""
-    if not rows:
+    """The rows of grounding.jsonl that are not done yet, in order.
+
+    A block that was interrupted is scored whole again: its clips' batches can change the last digits of the gains.
+    """
+    blocks = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    blocks = [block for block in blocks if any(row["clip_id"] not in done for row in block)]
+    if not blocks:
         return
     from migr.engine import open_engine
 
@@ -194,15 +203,15 @@ def score(
     donors = Donors(every, clips, labels, seed)
     options = {**settings.engine.options(), **asdict(settings.decoding)}
     with open_engine(settings.model, audio_in_video=settings.media.audio_in_video, **options) as engine:
-        source = iter(rows)
-        while batch := list(islice(source, 16)):
-            pairs = [(clips[row["clip_id"]], row["response"]) for row in batch]
+        for block in blocks:
+            pairs = [(clips[row["clip_id"]], row["response"]) for row in block]
             segment_gains = gains(engine, ask, pairs, donors.of_media)
             lenders = [(clip, donors.of_reasoning(clip.clip_id)) for clip, _ in pairs]
             exchanges = [(clip, donors.think[clip.clip_id], donors.think[lender]) for clip, lender in lenders if lender]
             read = answers(engine, ask, exchanges, labels)
             for clip, lender in lenders:
-                name = clip.clip_id
+                if (name := clip.clip_id) in done:
+                    continue
                 original, other = read.get(name, (None, None))
                 lent = {m: donors.of_media(clip, m) for m in ("video", "audio")}
                 yield {

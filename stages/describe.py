@@ -17,7 +17,7 @@ An interrupted run goes on where it stopped, clip by clip.
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -129,7 +129,7 @@ def main() -> None:
 
         # Run, save
         if pending:
-            from migr.engine import Request, open_engine
+            from migr.engine import AT_ONCE, Request, open_engine
             from migr.omni.inputs import OmniInputs
             from migr.omni.load import load_processor
 
@@ -138,20 +138,32 @@ def main() -> None:
             prompts = {m: render_prompt(processor, text, m == "video", m == "audio") for m, text in ask.items()}
             alone: dict[str, dict[str, Any]] = {"video": {"waveform": None}, "audio": {"frames": None, "fps": None}}
 
-            def requests() -> Iterator[Request]:
-                for clip in pending:
+            def requests(block: Sequence[Clip]) -> Iterator[Request]:
+                for clip in block:
                     media = inputs.media(clip) if questions[clip.clip_id] else None
                     for m in questions[clip.clip_id]:
                         assert media is not None
                         yield Request(f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]))
 
-            with open_engine(args.model, **engine.options(), **asdict(decoding)) as describer:
-                answers = describer.generate(requests())
-                for clip in tqdm(pending, "describing", len(clips), initial=len(clips) - len(pending), unit="clip"):
-                    needed = questions[clip.clip_id]
-                    descriptions = dict(zip(needed, islice(answers, len(needed)), strict=True))
-                    rows[clip.clip_id] = row_of(clip, descriptions, by, labels)
-                    out.append(rows[clip.clip_id])
+            # with transformers the batch can change the last digits of logits: an interrupted one is made whole again
+            size = engine.batch_size or AT_ONCE[engine.engine]
+            whole = [clips[start : start + size] for start in range(0, len(clips), size)]
+            blocks = (
+                [pending] if engine.engine == "vllm" else [b for b in whole if any(c.clip_id not in rows for c in b)]
+            )
+            with (
+                open_engine(args.model, **engine.options(), **asdict(decoding)) as describer,
+                tqdm(desc="describing", total=len(clips), initial=len(clips) - len(pending), unit="clip") as bar,
+            ):
+                for block in blocks:
+                    answers = describer.generate(requests(block))
+                    for clip in block:
+                        needed = questions[clip.clip_id]
+                        descriptions = dict(zip(needed, islice(answers, len(needed)), strict=True))
+                        if clip.clip_id not in rows:
+                            rows[clip.clip_id] = row_of(clip, descriptions, by, labels)
+                            out.append(rows[clip.clip_id])
+                            bar.update()
 
     marks = {key: sum(key in row for row in rows.values()) for key in ("names_other", "cut", "unusable")}
     notes = ", ".join(f"{count} with {key}" for key, count in marks.items() if count)

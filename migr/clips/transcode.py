@@ -11,6 +11,7 @@ import numpy as np
 from migr.clips.container import MAX_FRAMES, SAMPLE_RATE, opened, streams
 from migr.clips.pictures import decoded, upright
 from migr.clips.timeline import Limit, Timeline, scan
+from migr.files.records import sync
 
 _LONGEST = 480  # pixels of the copy's longer side
 _BASE = Fraction(1, 1000)
@@ -34,6 +35,7 @@ def transcode(source: Path, target: Path) -> None:
                 _show(source, container, timeline, limit, copy)
             if voice is not None and timeline.waveform is not None:
                 _play(timeline.waveform, copy, voice)
+        sync(partial)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

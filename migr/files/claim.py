@@ -11,7 +11,7 @@ from typing import IO, Any, NoReturn
 
 from migr.errors import InputError
 from migr.files.growing import lock, parts
-from migr.files.records import read_object, write_json
+from migr.files.records import read_object, sync, sync_all, write_json
 
 BESIDE = ("timings.jsonl", "quarantined.jsonl", "inflight.jsonl", "crash.txt")  # beside predictions.jsonl
 FINISHED = "finished"  # key of the record: all output is written
@@ -62,15 +62,19 @@ def is_finished(out: Path, config: Mapping[str, Any], files: Sequence[Path]) -> 
     record = record_of(out, out in files)
     if not record.exists():
         raise InputError(f"{files[0]}: nothing tells which run wrote it; give another --out, or --overwrite it")
-    old = read_object(record)
+    try:
+        old = read_object(record)
+    except InputError as error:
+        raise InputError(f"{error}: nothing tells which run it was; give another --out, or --overwrite it") from None
     if changed := differences(old, json.loads(json.dumps(config))):
         refuse_other(out, changed)
     return bool(old.get(FINISHED)) and all(path.exists() for path in files)
 
 
 def finish(out: Path) -> None:
-    """Mark the run as finished: the same command finds it and does nothing."""
+    """Mark the run as finished, once its files are on the disk: the same command finds it and does nothing."""
     record = record_of(out, out.is_file())
+    sync_all(out) if out.is_dir() else sync(out)
     write_json(record, {**read_object(record), FINISHED: True})
 
 

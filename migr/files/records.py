@@ -1,5 +1,6 @@
 """Files on disk: JSON Lines and JSON that are read with named errors and written atomically."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,12 @@ Row = dict[str, Any]
 
 
 def iter_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file one at a time; unknown keys are kept, blank lines skipped.
+    """Yield the rows of a JSON Lines file one at a time, as `numbered_jsonl` does with their lines' numbers."""
+    return (row for _, row in numbered_jsonl(path, required))
+
+
+def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
+    """Yield line (from 1) and row of a JSON Lines file; unknown keys are kept, blank lines skipped.
 
     Args:
         path: The file.
@@ -49,7 +55,7 @@ def iter_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[Row]:
                 raise InputError(f"{path}:{number}: missing {', '.join(map(repr, missing))}")
             if "clip_id" in required and not isinstance(row["clip_id"], str):
                 raise InputError(f"{path}:{number}: clip {str(row['clip_id'])[:80]}: clip_id must be a string")
-            yield row
+            yield number, row
     note_halves(path, halves)
 
 
@@ -67,7 +73,9 @@ def read_jsonl(path: str | Path, required: Iterable[str] = (), unique: str | Non
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its name at the end; a failed write leaves the old one."""
+    """A file beside `path` to write to, which takes its name once its content is on the disk; a failed write, a kill or
+    a power cut leaves the old one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,6 +83,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield Path(name)
         os.chmod(name, 0o644)
+        sync(name)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -86,8 +95,6 @@ def atomic(path: str | Path) -> Iterator[IO[str]]:
     """Open a text file that appears under its name only when it is complete; a failed write leaves the old one."""
     with atomic_path(path) as name, name.open("w", encoding="utf-8") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
     sync(Path(path).parent)
 
 
@@ -114,10 +121,18 @@ def sync(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # not every file system can
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Hand all files and folders below a folder to the disk, for a marker that says that they are whole."""
+    for path in (*folder.rglob("*"), folder):
+        if (path.is_file() or path.is_dir()) and not path.is_symlink():
+            sync(path)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:

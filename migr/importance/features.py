@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from migr.clips.manifest import Clip
 from migr.errors import InputError
-from migr.files.records import digest
+from migr.files.records import atomic_path, digest
 from migr.importance.table import Features
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import check_model, load_thinker
@@ -73,11 +73,8 @@ def tower_features(
         _checked(clips, features)
         values |= features
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            save_file(features, partial)
-            partial.chmod(0o644)
-            partial.replace(file)
+            with atomic_path(file) as partial:
+                save_file(features, partial)
     return Features(tuple(clip.clip_id for clip in clips), {name: values[name] for name in names}, present)
 
 

@@ -1,15 +1,14 @@
 """The kinds of fusion network, and their files: weights as safetensors, shape and facts as JSON beside them."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file, save_file
 
-from migr.errors import InputError
-from migr.files.records import digest, read_json, write_json
+from migr.errors import InputError, as_input_error
+from migr.files.records import atomic_path, digest, read_object, write_json
 from migr.importance.networks.baselines import ConcatConfig, ConcatFusion
 from migr.importance.networks.dual_gate import DualGateFusion, FusionConfig
 from migr.importance.networks.experts import ExpertConfig, ExpertFusion
@@ -43,11 +42,8 @@ def fingerprint(net: FusionNet) -> str:
 def save(net: FusionNet, path: str | Path, **about: Any) -> None:
     """Write `path` (.safetensors) and, beside it, its kind, its shape and the JSON values of `about` (.json)."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, partial)
-    partial.chmod(0o644)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, partial)
     write_json(path.with_suffix(".json"), {"fusion": kind_of(net), "config": asdict(net.config), **about})
 
 
@@ -58,14 +54,14 @@ def load(path: str | Path) -> FusionNet:
         InputError: A file is missing, damaged, or the two do not belong together.
     """
     path = Path(path)
-    about = read_json(path.with_suffix(".json"))
-    try:
+    about = read_object(path.with_suffix(".json"), fusion=str, config=dict)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with as_input_error(f"{path}: no fusion network as {path.with_suffix('.json')} describes it"):
+        weights = load_file(path)
+        with torch.device("meta"):  # shapes alone: an absurd size takes no memory
+            build(about["fusion"], **about["config"]).load_state_dict(weights, assign=True)  # type: ignore[attr-defined]
         net = build(about["fusion"], **about["config"])
-        net.load_state_dict(load_file(path))  # type: ignore[attr-defined]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = json.dumps((str(error).splitlines() or [""])[0])
-        raise InputError(f"{path}: no fusion network as {path.with_suffix('.json')} describes it ({cause})") from None
+        net.load_state_dict(weights)  # type: ignore[attr-defined]
     net.eval()
     return net

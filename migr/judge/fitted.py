@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from migr.errors import InputError, as_input_error
-from migr.files.records import digest, read_object, write_json
+from migr.files.records import atomic_path, digest, read_object, write_json
 from migr.judge.base import LONGEST, Judgement
 from migr.judge.lexicon import clauses
 from migr.text.labels import LabelSet
@@ -112,7 +112,8 @@ def fit_classifier(texts: Sequence[str], emotions: Sequence[str], labels: LabelS
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = vectorizer.get_feature_names_out().tolist()
     name = f"classifier-{digest(vocabulary, [a.tobytes().hex() for a in arrays.values()])[:8]}"
-    save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, out / "judge.safetensors")
+    with atomic_path(out / "judge.safetensors") as partial:
+        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, partial)
     about = {"name": name, "features": FEATURES, "labels": list(labels.labels), "vocabulary": vocabulary}
     write_json(out / "judge.json", about)
     return ClassifierJudge(labels, vocabulary, arrays, name)

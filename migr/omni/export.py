@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from migr.clips.record import NAME, read_record
 from migr.errors import InputError, as_input_error
 from migr.files.growing import alone, busy
-from migr.files.records import check_writable, read_object, sync, write_json
+from migr.files.records import check_writable, read_object, sync, sync_all, write_json
 from migr.omni.adapters import check_adapter
 from migr.omni.family import family_of
 from migr.omni.load import HUB_NAME, check_model, load_processor, load_thinker
@@ -154,8 +154,8 @@ def _replacing(out: Path) -> Iterator[Path]:
         new.mkdir()
         with alone(Path(scratch)):
             yield new
-            for file in new.iterdir():
-                sync(file)
+            sync_all(new)
         if out.exists():
             out.rename(old)
         new.rename(out)
+    sync(out.parent)

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy.signal import butter, lfilter, sosfilt
 from tqdm import tqdm
 
-from migr.files.records import Row
+from migr.files.records import Row, sync
 from migr.planted.wording import conclude, describe
 from migr.text.labels import DFEW
 
@@ -236,6 +236,7 @@ def render(job: tuple[int, str, int, str]) -> Row:
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         partial = path.with_suffix(".partial.mp4")
         write_clip(partial, draw_frames(row, rng), synthesise(row, rng))
+        sync(partial)  # a power cut must not leave the name without the content: it would be skipped
         os.replace(partial, path)
     return row
 
@@ -246,3 +247,4 @@ def make(root: str | Path, seed: int, sizes: dict[str, int]) -> Iterator[Row]:
     jobs = [(seed, split, index, str(root)) for split in SPLITS for index in range(sizes.get(split, 0))]
     with ProcessPoolExecutor() as pool:
         yield from tqdm(pool.map(render, jobs, chunksize=16), total=len(jobs), desc="rendering clips", unit="clip")
+    sync(Path(root) / "clips")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from migr.files.records import Row, write_jsonl
+from migr.files.records import Row, sync, write_jsonl
 from migr.planted import clips as planted
 from migr.text.labels import DFEW
 
@@ -145,6 +145,7 @@ def render(job: tuple[Row, str]) -> None:
     rng = np.random.default_rng(row["draw"])
     partial = path.with_suffix(".partial.mp4")
     planted.write_clip(partial, planted.draw_frames(row, rng), planted.synthesise(row, rng))
+    sync(partial)  # as for the benchmark's own clips
     os.replace(partial, path)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 
 from migr.errors import InputError
 from migr.sentiment.data import Split
@@ -17,6 +17,7 @@ from migr.sentiment.generative import Prompts, PromptWriter
 from migr.sentiment.metrics import figures
 from migr.sentiment.sets import SentimentSet
 from migr.training.guards import check_loss
+from migr.training.runs import EndsOnce
 
 WEIGHTS = "model.safetensors"
 
@@ -104,7 +105,7 @@ def load_trainable(model: torch.nn.Module, folder: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-class SentimentTrainer(Trainer):
+class SentimentTrainer(EndsOnce):
     """Trainer over positions of clips: checkpoints hold what learns, valid figures choose, losses must be finite.
 
     Args:

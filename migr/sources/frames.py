@@ -13,6 +13,7 @@ import av
 from PIL import Image, UnidentifiedImageError
 
 from migr.clips.container import MAX_FRAMES, MAX_SOURCE_PIXELS, MediaError
+from migr.files.records import sync
 
 _ENDINGS = (".jpg", ".jpeg")
 
@@ -62,6 +63,7 @@ def wrap(folder: Path, target: Path, rate: float) -> None:
                 packet.duration, packet.time_base, packet.stream = 1, step, stream
                 packet.is_keyframe = True
                 container.mux(packet)
+        sync(partial)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from migr.omni.towers import FrozenTowers
 from migr.rollout.merging import folded
 from migr.rollout.rollouts import Rollouts
 from migr.training.guards import check_loss
+from migr.training.runs import EndsOnce
 from migr.training.sft import IGNORED
 from migr.training.shared_prefix import Packed, pack
 from migr.training.zero3 import is_zero3, prepare_for_zero3
@@ -50,7 +51,7 @@ class EpochRepeatSampler(RepeatSampler):
         return super().__iter__()
 
 
-class OmniGRPOTrainer(GRPOTrainer):
+class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
     """GRPOTrainer for rows with `prompt`, `clip` (a number into `clips`) and `clip_id`.
 
     Args:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from migr.errors import InputError, printable
 from migr.files.claim import LOCK, differences, hold, refuse_other
 from migr.files.fingerprint import file_digest
-from migr.files.records import read_object, sync, write_environment, write_json
+from migr.files.records import read_object, sync_all, write_environment, write_json
 
 MARKER = "complete"  # written last, after a barrier: a checkpoint without it may be half-written
 # What may change between the two parts of an interrupted run without changing what is learned.
@@ -35,11 +35,24 @@ class CompleteMarker(TrainerCallback):
         """Called by the trainer on every rank after it has saved."""
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if PartialState().is_local_main_process:
-            for path in (*_files(checkpoint), checkpoint):
-                sync(path)  # before the marker: a power cut must not leave the marker alone
+            sync_all(checkpoint)  # before the marker: a power cut must not leave the marker alone
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             mark(checkpoint)
+
+
+class EndsOnce(Trainer):
+    """A trainer that is at its end where it goes on from the checkpoint of its last step.
+
+    transformers asks only behind a step whether that was the last one, and would make another.
+    """
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        saved: Any = self.state.stateful_callbacks
+        if saved.get("TrainerControl", {}).get("args", {}).get("should_training_stop"):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **options)
 
 
 def mark(checkpoint: Path) -> None:
@@ -154,6 +167,7 @@ def _plain(value: Any) -> Any:
 def finish(output_dir: str | Path, summary: dict[str, Any]) -> None:
     """Mark the run as finished: a rerun of the same configuration finds it and does nothing."""
     if PartialState().is_main_process:
+        sync_all(Path(output_dir))
         write_json(Path(output_dir) / "done.json", {**summary, **_peak()})
     PartialState().wait_for_everyone()
 

@@ -18,6 +18,7 @@ from migr.omni.prompt import render_prompt
 from migr.omni.thinker import thinker_of
 from migr.omni.towers import FrozenTowers, TowerTokens, learns
 from migr.training.guards import check_loss
+from migr.training.runs import EndsOnce
 from migr.training.zero3 import is_zero3, prepare_for_zero3
 
 IGNORED = -100
@@ -148,7 +149,7 @@ class ByLength(LengthGroupedSampler):
         return super().__iter__()
 
 
-class OmniSFTTrainer(SFTTrainer):
+class OmniSFTTrainer(EndsOnce, SFTTrainer):
     """TRL's SFTTrainer; the media reach the loss through `TargetCollator`, the clip ids reach the error messages.
 
     Frozen towers run once a clip (`migr.omni.towers`); where they learn, they run in every step.
