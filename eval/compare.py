@@ -30,6 +30,7 @@ from eval.page.tables import comparison, percent
 from eval.report import write_page
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.files.parsing import is_file
 from migr.files.records import Row, iter_jsonl, read_object, write_json, write_jsonl
 from migr.text.labels import LabelSet, label_set
 
@@ -64,10 +65,10 @@ def read_side(folder: Path, name: str, label_name: str, dominants: tally.Dominan
 
     def file(key: str) -> Path:
         path = folder / f"{key}.jsonl"
-        return path if path.is_file() or key not in settings else Path(settings[key])
+        return Path(settings[key]) if isinstance(settings.get(key), str) and not path.is_file() else path
 
     table = tally.read_predictions(file("predictions"), labels)
-    judge = tally.read_judgements(file("judgements"), labels, table) if file("judgements").is_file() else "no judge"
+    judge = tally.read_judgements(file("judgements"), labels, table) if is_file(file("judgements")) else "no judge"
     if dominants is not None:
         tally.add_dominants(table, dominants)
     return Side(name, file("predictions"), judge, table)

@@ -137,6 +137,8 @@ def main() -> None:
             raise InputError(
                 f"{places[fold] / args.metrics}: {missing[0]} is missing, which other folds have; count it again"
             )
+        if wrong := [name for name in rates if not isinstance(row[name], int | float | None)]:
+            raise InputError(f"{places[fold] / args.metrics}: {wrong[0]} must be a number, not {row[wrong[0]]!r:.80}")
     result: Row = {name: mean([metrics[fold][name] for fold in args.folds]) for name in rates}
     result["n"] = {str(fold): metrics[fold].get("n") for fold in args.folds}
     write_json(args.run / "folds.json", result)

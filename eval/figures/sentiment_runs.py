@@ -160,16 +160,22 @@ def truths(folder: Path, dataset: SentimentSet) -> dict[str, float]:
 
 def read_results(path: Path) -> list[Reported]:
     """MMSA's and MSE-Adapter's result CSV: a row a model, a cell a pair of mean and deviation times 100, as text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a UTF-8 CSV ({error})") from None
     reports = []
     for row in rows:
         model = row.pop("Model", None) or row.pop("Models", None) or "?"
         figures: Row = {}
         for name, cell in row.items():
-            match = _PAIR.search(cell or "")
+            match = _PAIR.search(cell or "") if name else None
             if name and match:
-                figures[name], figures[f"{name}_std"] = (float(part) / 100 for part in match.groups())
+                try:
+                    figures[name], figures[f"{name}_std"] = (float(part) / 100 for part in match.groups())
+                except ValueError:
+                    raise InputError(f"{path}: {model}: {name}: {cell[:40]!r} is no pair of numbers") from None
         if not figures:
             raise InputError(f"{path}: {model}: no pairs (mean, deviation) in its row")
         reports.append(Reported(f"{path.stem} {model}", figures, "as its own result file states; not computed again"))

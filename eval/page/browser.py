@@ -18,6 +18,7 @@ from eval.figures.tally import read_lacking
 from eval.page.stored import read_metrics
 from migr.clips.manifest import Clip, read_clips
 from migr.errors import InputError
+from migr.files.parsing import is_file
 from migr.files.records import Row, iter_jsonl
 from migr.page import clean
 from migr.text.claims import absent_evidence
@@ -137,9 +138,8 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
     settings = metrics["settings"]
 
     def file(key: str, given: Path | None = None) -> Path | None:
-        here = folder / f"{key}.jsonl"
-        known = Path(settings[key]) if key in settings else None
-        return given or next((path for path in (here, known) if path is not None and path.is_file()), None)
+        known = [folder / f"{key}.jsonl", *([Path(settings[key])] if isinstance(settings.get(key), str) else [])]
+        return given or next((path for path in known if is_file(path)), None)
 
     return Run(
         name=name or folder.resolve().name,

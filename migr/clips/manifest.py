@@ -1,12 +1,12 @@
 """The clip record and the manifest `clips.jsonl`: safe paths, checked rows, errors that name line and clip."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_json
+from migr.files.parsing import is_file
+from migr.files.records import Row, numbered_jsonl, read_json
 
 if TYPE_CHECKING:
     from migr.text.labels import LabelSet
@@ -68,7 +68,7 @@ def read_clips(
         raise InputError(f"{base}: no such folder (the root of the clips in {path})")
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    for row, number in zip(iter_jsonl(path, ("clip_id", "path", "label", "split")), _line_numbers(path), strict=False):
+    for number, row in numbered_jsonl(path, ("clip_id", "path", "label", "split")):
         name = row["clip_id"]
         where = f"{path}:{number}: clip {name!r}"
         if not isinstance(name, str) or not name.strip():
@@ -104,12 +104,6 @@ def recorded_root(manifest: str | Path) -> Path:
     return folder / root
 
 
-def _line_numbers(path: Path) -> Iterator[int]:
-    """Numbers of the lines that are not blank: those that `iter_jsonl` yields."""
-    with path.open(encoding="utf-8") as file:
-        yield from (number for number, line in enumerate(file, 1) if line.strip())
-
-
 def _clip(where: str, row: Row, base: Path, labels: "LabelSet | None", must_exist: bool) -> Clip:
     label, split = row["label"], row["split"]
     if label is not None and not isinstance(label, str):
@@ -130,14 +124,6 @@ def _clip(where: str, row: Row, base: Path, labels: "LabelSet | None", must_exis
     if not clip.modalities:
         raise InputError(f"{where}: neither video nor audio nor transcript, nothing to reason about")
     return clip
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; no path is too long for the question."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def safe_path(value: Any, base: Path, where: str) -> Path:

@@ -57,10 +57,18 @@ def note_halves(path: Path, count: int) -> None:
         print(printable(f"note: {path}: half a character in {count} lines, read as \ufffd"), file=sys.stderr)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no path is too long for the question."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """A file to read, or one line that says why not."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:

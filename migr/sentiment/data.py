@@ -3,13 +3,42 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, model_validator
 
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl, read_object
+from migr.files.shape import Count, Finite, check_shape
 from migr.sentiment.sets import MODALITIES, SPLITS, SentimentSet, sentiment_set
+
+
+class _Record(BaseModel):
+    """data.json."""
+
+    set: str
+    dims: dict[str, Count]
+    scaling: dict[str, dict[str, list[Finite]]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, dim in self.dims.items():
+            if any(len(values) != dim for values in self.scaling.get(name, {"": []}).values()):
+                raise ValueError(f"scaling of {name}: {dim} numbers are needed")
+        return self
+
+
+class _Clip(BaseModel):
+    """A line of clips.jsonl, with a score or a label."""
+
+    split: str
+    lengths: dict[str, Count]
+    transcript: str | None = None
+    scores: dict[str, Finite] = {}
+    score: Finite = 0.0
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +103,7 @@ class SentimentData:
     def __init__(self, folder: str | Path, modalities: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self.about: Row = read_object(self.folder / "data.json")
-        if not isinstance(self.about, dict) or not {"set", "dims", "scaling"} <= set(self.about):
-            raise InputError(f"{self.folder / 'data.json'}: not written by stages/features.py")
+        check_shape(_Record, self.about, f"{self.folder / 'data.json'}: not written by stages/features.py")
         self.dataset = sentiment_set(self.about["set"])
         stored = self.about["dims"]
         if missing := [name for name in modalities or () if name not in stored]:
@@ -84,6 +112,9 @@ class SentimentData:
             name: int(stored[name]) for name in MODALITIES if name in (modalities or stored) and name in stored
         }
         clips = read_clips(self.folder, self.dataset)
+        for clip in (clip for rows in clips.values() for clip in rows):
+            if unknown := self.dims.keys() - clip.lengths.keys():
+                raise InputError(f"{self.folder / 'clips.jsonl'}: clip {clip.clip_id!r}: no length of {min(unknown)}")
         self.splits = {name: Split(self.folder, name, clips[name], self.dims) for name in SPLITS}
 
 
@@ -99,6 +130,7 @@ def read_clips(folder: Path, dataset: SentimentSet) -> dict[str, list[SentimentC
     path = folder / "clips.jsonl"
     for row in iter_jsonl(path, ("clip_id", "split", "lengths", key)):
         where = f"{path}: clip {row['clip_id']!r}"
+        check_shape(_Clip, row, where)
         if row["split"] not in clips:
             raise InputError(f"{where}: split {row['split']!r}; one of {', '.join(SPLITS)}")
         if not dataset.is_score and row["label"] not in dataset.labels:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from migr.errors import InputError
+from migr.files.parsing import LARGEST, read_text
 from migr.files.records import Row, iter_jsonl
 from migr.sources.tables import MEDIA_ENDINGS, read_table
 
@@ -165,7 +166,7 @@ def _lines(path: Path, names: Names | None) -> Iterator[tuple[str, Row]]:
 
 def _json(path: Path, form: str) -> Iterator[tuple[str, Row]]:
     """Values of one JSON document, or of several behind each other (a resumed run of ERV appends a second list)."""
-    text, decoder, begin = path.read_text(encoding="utf-8-sig"), json.JSONDecoder(), 0
+    text, decoder, begin = read_text(path, LARGEST), json.JSONDecoder(), 0
     number = 0
     while begin < len(text.rstrip()):
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from migr.clips.manifest import Clip
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, iter_jsonl, numbered_jsonl, read_json
 from migr.sources.tables import MEDIA_ENDINGS, check_name, names_of, read_table
 from migr.text.format import MODALITIES, block, parse, tags
 
@@ -54,22 +54,16 @@ def read_reasoning(path: str | Path, form: str = "auto") -> list[Row]:
 
 def _rows(path: Path) -> Iterator[Row]:
     """Our own format: `clip_id` and `segments` or `text`."""
-    for number, row in _numbered(path):
+    for number, row in numbered_jsonl(path):
         if "clip_id" not in row or not ("segments" in row or "text" in row):
             missing = "'clip_id'" if "clip_id" not in row else "'segments' or 'text'"
             raise InputError(f"{path}:{number}: missing {missing}")
         yield row
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8", errors="replace") as file:  # iter_jsonl is strict about the same lines
-        lines = (number for number, line in enumerate(file, 1) if line.strip())
-        yield from zip(lines, iter_jsonl(path), strict=False)
-
-
 def _conversations(path: Path) -> Iterator[Row]:
     """LLaVA style: `video` and `conversations`, the last answer with `<think>` and `<answer>` (EMER, R1-Omni, ERV)."""
-    entries = read_json(path) if path.suffix.casefold() == ".json" else [row for _, row in _numbered(path)]
+    entries = read_json(path) if path.suffix.casefold() == ".json" else list(iter_jsonl(path))
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of entries with 'conversations', found {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):
@@ -121,7 +115,7 @@ def _captions(path: Path) -> Iterator[Row]:
 def _table(path: Path) -> Iterator[Row]:
     """A plain table: a clip, and either columns `video`, `audio`, `transcript` (and `conclusion`) or one free text."""
     texts = (*_COLUMNS.values(), *_FREE)
-    entries = _numbered(path) if path.suffix.casefold() == ".jsonl" else _table_rows(path, texts)
+    entries = numbered_jsonl(path) if path.suffix.casefold() == ".jsonl" else _table_rows(path, texts)
     for number, row in entries:
         name, video = _one_of(row, [key for key in _IDS if key != "video"]), _one_of(row, ["video"])
         if name is None and video is not None and video.casefold().endswith(MEDIA_ENDINGS):  # a file, no description

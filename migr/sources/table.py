@@ -14,7 +14,7 @@ from typing import Any
 
 from migr.clips.manifest import recorded_root
 from migr.errors import InputError
-from migr.files.records import Row, iter_jsonl, read_json
+from migr.files.records import Row, numbered_jsonl, read_json
 from migr.sources.listed import Listed, once
 from migr.sources.tables import check_name, names_of, read_table
 from migr.text.labels import LabelSet
@@ -144,8 +144,7 @@ def lines(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
     """
     ending = table.suffix.casefold()
     if ending == ".jsonl":
-        for row, number in zip(iter_jsonl(table, required), _numbers(table), strict=False):
-            yield number, row
+        yield from numbered_jsonl(table, required)
         return
     if ending not in _TABLES:
         raise InputError(f"{table}: must end in {', '.join(_TABLES)} or .jsonl")
@@ -153,8 +152,3 @@ def lines(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
     if "path" in required:
         need += " (of a table like CH-SIMS' with video_id and clip_id, make a column path: video_id/clip_id.mp4)"
     yield from read_table(table, lambda names: set(required) <= set(names), need)
-
-
-def _numbers(path: Path) -> Iterator[int]:
-    with path.open(encoding="utf-8") as file:
-        yield from (number for number, line in enumerate(file, 1) if line.strip())

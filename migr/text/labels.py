@@ -152,6 +152,6 @@ def labels_from_record(record: Any, source: str | Path) -> LabelSet:
     words = record.get("synonyms", {}) if isinstance(record, dict) else None
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise InputError(f"{source}: labels must be a list of two or more words, not {names!r}")
-    if not isinstance(words, dict) or not set(words.values()) <= set(names):
+    if not isinstance(words, dict) or not all(word in names for word in words.values()):
         raise InputError(f"{source}: synonyms must be {{word: label}}")
     return LabelSet(str(record.get("name", "own")), tuple(names), dict(words))

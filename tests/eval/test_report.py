@@ -224,15 +224,18 @@ def test_a_run_that_was_counted_before_a_rate_was_there_is_shown_without_it_and_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cells": {}}, "cells: right_consistent must be a number of clips"),
-        ({"war": "high"}, "war must be a fraction"),
-        ({"war_ci95": [0.1]}, "war must be a fraction, with an interval"),
-        ({"uar_n": -1}, "uar_n must be a number of clips"),
-        ({"per_class": {"sad": 3}}, "per_class: sad: must be an object"),
-        ({"confusion": {}}, "confusion must have the lists"),
-        ({"judge": "lexicon"}, "judge must be null or an object"),
-        ({"settings": 3}, "settings must be an object"),
-        ({"n": None}, "n must be int"),
+        ({"cells": {}}, "cells.right_consistent: Field required"),
+        ({"war": "high"}, "war: Input should be a valid number"),
+        ({"war": 1.5}, "war: Input should be less than or equal to 1"),
+        ({"war_ci95": [0.1]}, "war_ci95: List should have at least 2 items"),
+        ({"war_ci95": None}, "Value error, war has no war_ci95"),
+        ({"uar_n": -1}, "uar_n: Input should be greater than or equal to 0"),
+        ({"per_class": {"sad": 3}}, "per_class.sad: Input should be a valid dictionary"),
+        ({"confusion": {}}, "confusion.labels: Field required"),
+        ({"judge": "lexicon"}, "judge: Input should be a valid dictionary"),
+        ({"settings": 3}, "settings: Input should be a valid dictionary"),
+        ({"n": None}, "n: Input should be a valid integer"),
+        ({"n": True}, "n: Input should be a valid integer"),
     ],
 )
 def test_figures_that_are_none_are_named(tmp_path, change, message):
