@@ -1,6 +1,6 @@
 # Everything a fresh machine needs: Python 3.11+, make and git. `make demo` and `make test` set themselves up.
 .DEFAULT_GOAL := help
-.PHONY: help demo experiment test test-slow check clean
+.PHONY: help demo experiment drift test test-slow check clean
 VENV := .venv
 PY := $(VENV)/bin/python
 # Where this is set, nothing imported is kept compiled, and each of the many processes compiles it all again (20 s).
@@ -24,6 +24,9 @@ demo: $(VENV)/ready       ## the whole job on the planted benchmark; ends with a
 
 experiment: $(VENV)/ready ## four variants on three seeds, written to docs/results.md (over an hour on 2 cores)
 	@$(PY) stages/demo/demo.py --experiment
+
+drift: $(VENV)/ready      ## when the order matters: the experiment on drift, written to docs/drift.md (many hours)
+	@$(PY) stages/demo/drift.py
 
 test: $(VENV)/ready       ## the tests, on two workers (10 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"

@@ -5,9 +5,9 @@ r"""Stage 3, targets: put the reasoning of each clip into segments, in order, an
 
 `dominant-first` starts with the modality of the largest importance, `least-first` with that of the smallest;
 `video-first` and `audio-first` are fixed; `planted-first` starts with the modality that truly carries the emotion,
-which planted clips know; `random` is drawn by `--seed` and the clip. A clip whose importance is a tie, or marked
-`certain: false`, gets the neutral order: video, audio, text. The conclusion stays last. A target that the rewards'
-parser cannot read back is an error.
+which planted clips know; `random` is drawn by `--seed` and the clip; `written` leaves the segments as they come. A
+clip whose importance is a tie, or marked `certain: false`, gets the neutral order: video, audio, text. The conclusion
+stays last. A target that the rewards' parser cannot read back is an error.
 
 --reasoning takes one or more files; a clip's segments may come from several. Formats: our own rows (`segments`, or a
 free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW's), a `table` (CSV, TSV, XLSX). Free
@@ -43,7 +43,7 @@ from migr.text.segments import arrange
 from migr.text.sentences import modalities_of, split
 from reward.faults import FAULTS, faults_of
 
-ORDERS = ("dominant-first", "video-first", "audio-first", "least-first", "planted-first", "random")
+ORDERS = ("dominant-first", "video-first", "audio-first", "least-first", "planted-first", "random", "written")
 BY_IMPORTANCE = {"dominant-first": -1, "least-first": 1}
 # Why a clip may be left out instead of being an error (the last one is no error by itself)
 REASONS = ("missing", "unassigned", "answer", "names_other")
@@ -111,6 +111,8 @@ def order_of(
         neutral = sorted(segments, key=(*MODALITIES, *segments).index)
         sign = BY_IMPORTANCE[order]
         return sorted(neutral, key=lambda modality: sign * importance.get(modality, 0.0))
+    if order == "written":
+        return list(segments)
     if order == "random":
         return sorted(segments, key=lambda modality: digest(seed, clip.clip_id, modality))
     first = order.removesuffix("-first")
@@ -179,7 +181,8 @@ def main() -> None:
         row, importance = reasoning[clip.clip_id], weights.get(clip.clip_id)
         segments, conclusion = row.get("segments"), row.get("conclusion", "")
         if segments is None:
-            every = dict.fromkeys(MODALITIES, "")
+            told = [modality for _, names in sentences[clip.clip_id] for modality in names]
+            every = dict.fromkeys((*told, *MODALITIES), "")  # as they come up
             # in every order alike, what speaks of several modalities goes with the more important one
             rank = order_of(clip, every, "dominant-first", importance or {})
             wanted = order_of(clip, every, args.order, importance, args.seed)

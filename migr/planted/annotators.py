@@ -15,7 +15,7 @@ from migr.files.records import Row
 from migr.planted.clips import bank_of
 from migr.planted.wording import describe
 
-WRITTEN = ("video-first", "audio-first", "dominant-first")
+WRITTEN = ("video-first", "audio-first", "dominant-first", "least-first", "random")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Annotator:
 
     def order(self, clip: Row) -> tuple[str, str]:
         """The modalities of a planted clip in the order in which they are described."""
-        first = clip["planted"]["dominant"] if self.written == "dominant-first" else self.written.removesuffix("-first")
+        dominant = clip["planted"]["dominant"]
+        least = "audio" if dominant == "video" else "video"
+        drawn = random.Random(f"written {clip['clip_id']}").choice(("video", "audio"))
+        chosen = {"dominant-first": dominant, "least-first": least, "random": drawn}
+        first = chosen.get(self.written, self.written.removesuffix("-first"))
         return (first, "audio" if first == "video" else "video")
 
     def tells(self, clip: Row, emotions: Mapping[str, str], seed: int) -> dict[str, str]:

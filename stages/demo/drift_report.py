@@ -1,0 +1,239 @@
+"""What the experiment on drift says: results as data, tables, a figure, and the rule; see stages/demo/drift.py."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.page.tables import percent
+from migr.files.records import Row, atomic, iter_jsonl, read_json, write_json
+from migr.planted.truth import segment_truth
+from migr.statistics import estimate, quotient, resampled_sums
+
+DRIFT = ("pull_next", "pull_answer", "gain_fall", "order_inconsistent")
+COLUMNS = {  # of the tables: figure -> heading
+    "headline": "inconsistent, correct",
+    "video": "video dominant",
+    "audio": "audio dominant",
+    "war": "WAR",
+    "segment_truth": "segments true",
+    "pull_next": "pull, next segment",
+    "pull_answer": "pull, answer",
+    "gain_fall": "evidence falls, nats",
+    "order_inconsistent": "order: inconsistency",
+    "coherence": "coherence of the targets",
+}
+PARTS: dict[str, Callable[[Row], bool]] = {
+    "The four kinds of targets": lambda row: row["base"] == "demo" and row["size"] == "400 x 6",
+    "Cold starts of other sizes": lambda row: row["base"] == "demo" and row["size"] != "400 x 6",
+    "Other base models": lambda row: row["base"] != "demo",
+}
+REMEDIES = ("reordered", "rewritten", "apart")
+KEY = ("base", "size", "coherence", "rewards", "targets")
+INTRO = """# Drift: when does the order of an explanation matter?
+
+Made by `make drift` (`stages/demo/drift.py`) on the planted benchmark. An annotator writes the targets, and the second
+description follows the first one's emotion with probability q (`migr/planted/annotators.py`). The targets are written
+*video-first*; the same text *reordered* (dominant modality first, `stages/targets.py`); *rewritten* (written from the
+dominant modality on); or from modalities described *apart* by the base model (`stages/describe.py`), which knows no q.
+A model of the demo's base learns them (SFT, 400 targets x 6 epochs unless told otherwise), with or without GRPO with
+all rewards behind it. Figures are means over seeds of rates over 560 test clips a seed (drift: 280); how drift is
+measured: [evaluation](evaluation.md#drift).
+"""
+BEFOREHAND = """## What was seen before this experiment
+
+One seed (6), no caption errors in the targets, no rewards, 560 test clips, q = 0.6, 400 targets x 6 epochs; a sketch at
+commit 8771109, inconsistent among correct:
+
+| targets | the demo's base | a base that was taught true captions and coherent stories |
+|---|---|---|
+| video-first | 11.6 % [9.0, 14.3] | 16.6 % [13.6, 19.7] |
+| the same reordered | 11.7 % [9.2, 14.4] | 13.9 % [11.0, 17.0] |
+| written from the dominant modality on | 1.1 % [0.4, 2.0] | 0.2 % [0.0, 0.5] |
+
+GRPO with all rewards behind the first two of the second column: 0.4 and 0.0 %. So where the text is coherent, the order
+in which it was *written* mattered, and reordering it afterwards did not undo it. One seed is no claim.
+"""
+HOW = """## The rule
+
+1. Measure your targets: `python eval/drift.py --targets targets.jsonl --clips clips.jsonl --out OUT` (coherence).
+2. Measure your model: `python eval/drift.py --predictions FILE --clips FILE --model DIR --out DIR` (pull).
+3. Take what the row nearest to your coherence says. A remedy stands there if its interval lies below 0, the cheapest
+   first: reordering costs nothing, rewriting a language model (`stages/targets.py --rewrite llm`), describing apart two
+   generations a clip (`stages/describe.py`). Rewards cost a GRPO run.
+"""
+
+
+def collect(cells: Sequence[tuple[Row, Path, str, str]], bases: Path) -> list[Row]:
+    """A row for each cell that has been measured, with every figure of the tables.
+
+    Args:
+        cells: (fields, the seed's folder, name of the targets, name of the model).
+        bases: Where the runs with the clips lie.
+    """
+    rows = []
+    for fields, folder, texts, name in cells:
+        out = folder / "eval" / name
+        if not (out / "drift" / "drift.json").is_file():
+            continue
+        metrics, drift = read_json(out / "metrics.json"), read_json(out / "drift" / "drift.json")
+        clips = bases / f"seed{fields['seed']}" / "clips" / "clips.jsonl"
+        by_dominant = {m: part["inconsistent_among_correct"] for m, part in metrics["per_dominant"].items()}
+        headline = {"headline": metrics["inconsistent_among_correct"], "war": metrics["war"], **by_dominant}
+        truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
+        text = read_json(folder / "coherence" / texts / "coherence.json")["coherence"]
+        figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "coherence": text}
+        rows.append({**fields, **figures, "folder": os.path.relpath(out, folder.parent)})
+    return rows
+
+
+def outcomes(folder: Path) -> dict[str, tuple[float, float]]:
+    """Clip -> (right answer whose reasoning says otherwise, right and judged answer), each 0 or 1."""
+    judged = {row["clip_id"]: row["emotion"] for row in iter_jsonl(folder / "judgements.jsonl", ("clip_id", "emotion"))}
+    table = {}
+    for row in iter_jsonl(folder / "predictions.jsonl", ("clip_id", "label", "answer")):
+        emotion = judged.get(row["clip_id"])
+        counts = row["answer"] == row["label"] and emotion is not None
+        table[row["clip_id"]] = float(counts and emotion != row["label"]), float(counts)
+    return table
+
+
+def benefit(ours: Sequence[Path], theirs: Sequence[Path]) -> Row:
+    """The headline of some runs minus that of others, seed by seed on the same clips; paired interval over clips."""
+    tables = []
+    for own, other in zip(ours, theirs, strict=True):
+        one, two = outcomes(own), outcomes(other)
+        tables += [[*one[clip], *two[clip]] for clip in one if clip in two]
+    sums = resampled_sums(tables or np.zeros((0, 4)))
+    return estimate("difference", quotient(sums[:, 0], sums[:, 1]) - quotient(sums[:, 2], sums[:, 3]))
+
+
+def benefits(rows: Sequence[Row], run: Path) -> Iterator[Row]:
+    """Each remedy against video-first at the same coherence, and rewards against none with the same targets."""
+    by_key: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for row in rows:
+        by_key.setdefault(tuple(row[name] for name in KEY), {})[row["seed"]] = row
+    for (base, size, coherence, rewards, targets), plain in by_key.items():
+        others = {"rewards": (base, size, coherence, "all", targets)} if rewards == "none" else {}
+        if targets == "video-first":
+            for kind in (*REMEDIES, "random", "least-first"):
+                others[kind] = (base, size, 0.0 if kind == "apart" else coherence, rewards, kind)
+        for remedy, key in others.items():
+            seeds = sorted(plain.keys() & by_key.get(key, {}).keys())
+            if seeds:
+                folders = [[run / side[seed]["folder"] for seed in seeds] for side in (by_key[key], plain)]
+                pull = float(np.mean([plain[seed]["pull_next"] or 0 for seed in seeds]))
+                about = {"base": base, "size": size, "coherence": coherence, "rewards": rewards, "targets": targets}
+                yield {**about, "remedy": remedy, "seeds": seeds, "pull_next": pull, **benefit(*folders)}
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Means over seeds of the figures, a line a setting."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in KEY), []).append(row)
+    lines = [f"| {' | '.join((*KEY, 'seeds', *COLUMNS.values()))} |", "|---" * (len(KEY) + 1 + len(COLUMNS)) + "|"]
+    for key, group in groups.items():
+        cells = []
+        for name in COLUMNS:
+            values = [row[name] for row in group if row.get(name) is not None]
+            shown = "{:.2f}".format if name in ("gain_fall", "coherence") else percent
+            cells.append(shown(float(np.mean(values))) if values else "–")
+        lines.append(f"| {' | '.join(map(str, (*key, len(group), *cells)))} |")
+    return lines
+
+
+def rule(gains: Sequence[Row]) -> list[str]:
+    """For each coherence of the main part: which remedies lower inconsistency, and whether rewards still do."""
+    main = [row for row in gains if row["base"] == "demo" and row["size"] == "400 x 6"]
+    lines = ["| q | helps without rewards | helps beside rewards | rewards behind video-first |", "|---|---|---|---|"]
+    for q in sorted({row["coherence"] for row in main}):
+        cells = []
+        for rewards in ("none", "all"):
+            helps = [
+                f"{row['remedy']} ({_points(row)})"
+                for remedy in REMEDIES
+                for row in main
+                if (row["coherence"], row["rewards"], row["remedy"]) == (q, rewards, remedy) and _lowers(row)
+            ]
+            cells.append(", ".join(helps) or "nothing")
+        paid = [r for r in main if (r["coherence"], r["targets"], r["remedy"]) == (q, "video-first", "rewards")]
+        lines.append(f"| {q:g} | {cells[0]} | {cells[1]} | {_points(paid[0]) if paid else 'not run'} |")
+    return lines
+
+
+def _lowers(row: Row) -> bool:
+    return row["difference_ci95"] is not None and row["difference_ci95"][1] < 0
+
+
+def _points(row: Row) -> str:
+    if row["difference"] is None:
+        return "–"
+    low, high = (100 * bound for bound in row["difference_ci95"])
+    return f"{100 * row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def plot(gains: Sequence[Row], path: Path) -> None:
+    """Draw what each remedy changes against the pull that was measured without it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    axis.axhline(0, color="0.6", linewidth=1)
+    for remedy in (*REMEDIES, "rewards"):
+        rows = [r for r in gains if r["remedy"] == remedy and r["rewards"] == "none" and r["difference"] is not None]
+        rows = [r for r in rows if r["targets"] == "video-first"]
+        if rows:
+            values = np.array([[100 * r["pull_next"], 100 * r["difference"]] for r in rows])
+            bounds = np.array([[100 * bound for bound in r["difference_ci95"]] for r in rows])
+            reach = np.abs(bounds - values[:, 1:]).T
+            axis.errorbar(values[:, 0], values[:, 1], yerr=reach, fmt="o", capsize=3, label=remedy)
+    axis.set(xlabel="pull on the next segment, %", ylabel="change of inconsistent among correct, points")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write(rows: Sequence[Row], planned: int, run: Path, out: Path) -> None:
+    """Write results.json of the run, the figure, and the page.
+
+    Args:
+        rows: Of `collect`.
+        planned: How many models the grid has.
+        run: The run's folder.
+        out: Markdown file.
+    """
+    lines = [INTRO]
+    if not rows:
+        lines += [f"**Nothing of this has been run yet**: `make drift` trains and measures {planned} models.", ""]
+    else:
+        gains = list(benefits(rows, run))
+        write_json(run / "results.json", {"models": rows, "benefits": gains})
+        images = out.parent / "img"
+        images.mkdir(exist_ok=True)
+        plot(gains, images / "drift.png")
+        state = "all" if len(rows) == planned else f"{len(rows)} of {planned}"
+        lines += [f"Run so far: {state} models of the grid.", "", "![benefit of each remedy](img/drift.png)", ""]
+        for title, belongs in PARTS.items():
+            if part := [row for row in rows if belongs(row)]:
+                lines += [f"## {title}", "", *table(part), ""]
+        lines += [
+            "## What each remedy changes",
+            "",
+            "Inconsistent among correct, against video-first targets at the same",
+        ]
+        lines[-1] += " coherence and rewards (for rewards: against none with the same targets); paired, over clips."
+        lines += ["", "| base | size | q | rewards | targets | remedy | seeds | change |", "|---" * 8 + "|"]
+        for row in gains:
+            cells = (*(row[name] for name in ("base", "size", "coherence", "rewards", "targets", "remedy")),)
+            lines.append(f"| {' | '.join(map(str, (*cells, len(row['seeds']), _points(row))))} |")
+        lines += ["", HOW, *rule(gains), ""]
+    lines += [BEFOREHAND] if not rows else []
+    with atomic(out) as file:
+        file.write("\n".join(lines).rstrip() + "\n")
