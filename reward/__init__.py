@@ -9,6 +9,10 @@ The total reward of a response, with the recipes' weights, is
     consistency  A x E x P_judge(answer | reasoning); E = 1 if the reasoning is statements about what the clip has
     grounding    1/2 [it starts with the dominant modality] + 1/2 (share of what the segments say of their own modality)
 
+One more is optional, and in none of the recipes:
+
+    evidence     mean over the segments' tokens of max(0, 1 - p(token | blanked clip) / p(token | clip))
+
 docs/rewards.md has the formulas, what None means, what each exploit earns, and how to add a reward.
 """
 
@@ -24,6 +28,7 @@ from migr.judge import Judge
 from migr.text.labels import LabelSet
 from reward.accuracy import AccuracyReward
 from reward.consistency import ConsistencyReward
+from reward.evidence import EvidenceReward
 from reward.format import format_reward
 from reward.grounding import grounding_reward
 
@@ -51,6 +56,7 @@ REWARDS: dict[str, Any] = {
     "accuracy": AccuracyReward,
     "consistency": ConsistencyReward,
     "grounding": grounding_reward,
+    "evidence": EvidenceReward,
 }
 
 

@@ -14,11 +14,16 @@ free `text`), `conversations` (EMER, R1-Omni), `captions` (what is seen, as MAFW
 text is split into sentences, and each one assigned to a modality by a lexicon, or by a language model (--assigner llm);
 which sentence went where stands in OUT.sentences.jsonl. Targets that would not earn full rewards in GRPO are counted,
 and stand in OUT.rewards.jsonl with the reason. docs/targets.md tells more.
+
+--rewrite llm has a language model (--rewriter) write the reasoning anew from these segments, in the wanted order, so
+that nothing colours the dominant modality's description. What says more than its source, or reads as another emotion
+to --judge, is refused and stands in OUT.refused.jsonl.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +38,13 @@ from migr.files.claim import claim, finish
 from migr.files.fingerprint import file_digest, model_digest
 from migr.files.growing import Growing
 from migr.files.records import Row, digest, read_jsonl, write_jsonl
+from migr.judge import open_judge
+from migr.judge.writer import open_writer
 from migr.omni.prompt import question_about
 from migr.settings import EngineSettings, LabelSettings, OutputSettings
 from migr.sources.importance import read_importance
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
+from migr.sources.rewriting import REFUSALS, Evidence, rewrite_into
 from migr.text.format import MODALITIES, parse, render
 from migr.text.labels import LabelSet
 from migr.text.segments import arrange
@@ -82,6 +90,11 @@ def arguments() -> argparse.Namespace:
         help="leave these clips out: without reasoning, with no sentence about a modality, whose reasoning answers "
         "another label (each an error otherwise), or with a description that names another emotion (kept otherwise)",
     )
+    parser.add_argument("--rewrite", choices=["llm"], help="have a language model write the reasoning anew, in order")
+    parser.add_argument("--rewriter", help="of --rewrite llm: a model folder, or endpoint:URL#MODEL")
+    parser.add_argument(
+        "--judge", default="lexicon", help="must read the label in what was rewritten (default lexicon)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="targets.jsonl to write")
     parser.add_settings(LabelSettings, EngineSettings, OutputSettings)
     return parser.parse_args()
@@ -90,6 +103,7 @@ def arguments() -> argparse.Namespace:
 def run_config(args: argparse.Namespace, labels: LabelSet) -> Row:
     """What the targets depend on."""
     config: Row = {name: getattr(args, name) for name in ("order", "split", "reasoning_format", "assigner")}
+    config |= {"rewriter": args.rewriter, "judge": args.judge} if args.rewrite else {}
     config |= {"seed": args.seed} if args.order == "random" else {}
     config |= {"leave_out": sorted(args.leave_out), "label_set": labels.as_record()}
     config |= {"clips": file_digest(args.clips), "reasoning": [file_digest(path) for path in args.reasoning]}
@@ -132,6 +146,8 @@ def main() -> None:
         raise InputError(f"--order {args.order!r} is not one of {', '.join(ORDERS)}")
     if args.order in BY_IMPORTANCE and args.importance is None:
         raise InputError(f"--order {args.order} needs --importance (importance.jsonl of stages/importance.py)")
+    if bool(args.rewrite) != bool(args.rewriter):
+        raise InputError("--rewrite llm and --rewriter (a model folder, or endpoint:URL#MODEL) go together")
     if (args.assigner == "llm") != (args.assigner_model is not None):
         raise InputError("--assigner llm and --assigner_model (a model folder) go together")
 
@@ -173,8 +189,7 @@ def main() -> None:
     left["unassigned"] += [name for name, row in reasoning.items() if row.get("segments") == {} and name not in out]
     refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
     out = {name for reason in args.leave_out for name in left[reason]}
-    targets: list[Row] = []
-    faults: list[Row] = []
+    plans: dict[str, Evidence] = {}
     for clip in clips:
         if clip.clip_id in out:
             continue
@@ -189,8 +204,17 @@ def main() -> None:
             arranged = arrange(sentences[clip.clip_id], wanted, rank)
             segments, conclusion = arranged.segments, arranged.conclusion
         order = order_of(clip, segments, args.order, importance, args.seed)
+        ordered = {modality: segments[modality] for modality in order}
+        plans[clip.clip_id] = Evidence(clip.clip_id, clip.label or "", ordered, conclusion)
+    refused = rewrite_all(plans, args, labels) if args.rewrite else []
+    targets: list[Row] = []
+    faults: list[Row] = []
+    for clip in clips:
+        if (plan := plans.get(clip.clip_id)) is None:
+            continue
+        order, importance = list(plan.segments), weights.get(clip.clip_id)
         try:
-            target = render(segments, conclusion, clip.label or "", order)
+            target = render(plan.segments, plan.conclusion, plan.label, order)
         except InputError as error:
             raise InputError(f"{source}: clip {clip.clip_id}: {error}") from None
         prompt = question_about(clip, labels.labels)
@@ -209,10 +233,31 @@ def main() -> None:
     counts = ", ".join(f"{first[m]} start with {m}" for m in MODALITIES if first[m])
     told_out = [f"{len(left[reason])} {reason.replace('_', ' ')}" for reason in args.leave_out if left[reason]]
     notes = f"; left out: {', '.join(told_out)}" if told_out else ""
+    notes += f"; {len(refused)} refused" if refused else ""
     if left["names_other"] and "names_other" not in args.leave_out:
         notes += f"; {len(left['names_other'])} have a description that names another emotion"
     print(f"targets: {len(targets)} ({counts}{notes}) -> {args.out}")
     tell_faults(faults, len(targets), args.out.with_name(f"{args.out.stem}.rewards.jsonl"))
+
+
+def rewrite_all(plans: dict[str, Evidence], args: argparse.Namespace, labels: LabelSet) -> list[Row]:
+    """Have a language model write the plans anew; what it is refused leaves them, and comes back as rows."""
+    file, refusals = (args.out.with_name(f"{args.out.stem}.{name}.jsonl") for name in ("rewritten", "refused"))
+    engine = settings_of(EngineSettings, args)
+    writer, judge = open_writer(args.rewriter, engine), open_judge(args.judge, labels, engine=engine)
+    rows = rewrite_into(file, list(plans.values()), writer, judge, labels)
+    refused = [row for row in rows if "refused" in row]
+    write_jsonl(refusals, refused)
+    for reason, what in REFUSALS.items():
+        if names := [row["clip_id"] for row in refused if row["refused"] == reason]:
+            print(
+                f"  {len(names)} refused, {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({refusals})"
+            )
+    for row in rows:
+        plan = plans.pop(row["clip_id"])
+        if "refused" not in row:
+            plans[plan.clip_id] = replace(plan, segments=row["segments"], conclusion=row["conclusion"])
+    return refused
 
 
 def tell_faults(faults: Sequence[Row], n: int, file: Path) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from migr.clips.manifest import Clip
+from migr.clips.media import blanked
 from migr.files.records import Row, digest
 from migr.statistics import estimate, quotient, resampled_sums
 from migr.text.format import Response, parse, until_answer
 from migr.text.labels import LabelSet
+from migr.text.spans import touching
 
 if TYPE_CHECKING:
     from migr.clips.media import Media
@@ -36,19 +38,12 @@ def changed(media: "Media", modality: str, how: str, donor: "Media") -> "Media":
     if modality == "video":
         assert media.frames is not None
         if how == "blank":
-            return replace(media, frames=np.full_like(media.frames, 127))
+            return blanked(media, ("video",))
         return replace(media, frames=donor.frames, fps=donor.fps)
     assert media.waveform is not None
     if how == "blank":
-        return replace(media, waveform=np.zeros_like(media.waveform))
+        return blanked(media, ("audio",))
     return replace(media, waveform=donor.waveform)
-
-
-def blanked(media: "Media") -> "Media":
-    """The clip with every modality that it has blanked."""
-    if media.frames is not None:
-        media = changed(media, "video", "blank", media)
-    return changed(media, "audio", "blank", media) if media.waveform is not None else media
 
 
 def drawn(seed: int, clip_id: str, names: Sequence[str]) -> str | None:
@@ -137,17 +132,6 @@ def _same(one: "Media", other: "Media") -> bool:
     return one.fps == other.fps and all(
         a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
     )
-
-
-def touching(tokens: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(token, span) for each token that touches one of the spans, which stand in order; the first that it touches."""
-    pairs, place = [], 0
-    for token, (start, end) in enumerate(tokens):
-        while place < len(spans) and spans[place][1] <= start:
-            place += 1
-        if place < len(spans) and spans[place][0] < end:
-            pairs.append((token, place))
-    return pairs
 
 
 def _sum(score: "Score", start: int, end: int) -> tuple[float, int]:

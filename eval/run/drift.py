@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from eval.figures.evidence import Ask, blanked, drawn, spans_of, touching
+from eval.figures.evidence import Ask, drawn, spans_of
 from migr.clips.manifest import Clip
+from migr.clips.media import blanked
 from migr.files.records import Row
 from migr.judge import Judge
 from migr.planted.truth import cue_emotion
 from migr.text.format import Response, parse, tags
 from migr.text.labels import LabelSet
+from migr.text.spans import touching
 
 if TYPE_CHECKING:
     from migr.engine import Request, Score

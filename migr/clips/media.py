@@ -4,8 +4,8 @@
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "Media",
     "MediaError",
     "MediaSettings",
+    "blanked",
     "frame_indices",
     "probe",
     "read_media",
@@ -58,6 +59,15 @@ class Media:
     fps: float | None
     waveform: np.ndarray | None
     duration: float
+
+
+def blanked(media: Media, modalities: Collection[str] = ("video", "audio")) -> Media:
+    """The clip with mid-grey frames and silence in place of these modalities, as long as before."""
+    if media.frames is not None and "video" in modalities:
+        media = replace(media, frames=np.full_like(media.frames, 127))
+    if media.waveform is not None and "audio" in modalities:
+        media = replace(media, waveform=np.zeros_like(media.waveform))
+    return media
 
 
 def read_media(

@@ -35,17 +35,16 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 _SENT = ("host", "accept", "content-type", "content-length", "authorization")  # headers
 
 
-class EndpointJudge:
-    """Asks for `{"emotion": label}` at temperature 0; a reply that was cut or is no label is asked for once more.
+class Endpoint:
+    """Asks at temperature 0; a reply that is not "ok" to `interpret` is asked for once more, and is then a failure.
 
-    Then it is a failure. Rate limits, timeouts and server errors are tried again by the `openai` package, with backoff.
-    What a server does not know (a reply by schema, a temperature) is left out from its first complaint on. `usage`
-    counts what was asked.
+    Rate limits, timeouts and server errors are tried again by the `openai` package, with backoff. What a server does
+    not know (a reply by schema, a temperature) is left out from its first complaint on. `usage` counts what was asked.
     """
 
     at_once = 4 * AT_ONCE
 
-    def __init__(self, address: str, labels: LabelSet, prices: tuple[float, float] | None = None) -> None:
+    def __init__(self, address: str, prices: tuple[float, float] | None = None, schema: Row | None = None) -> None:
         url, _, model = address.partition("#")
         parts = _parts(url)
         if parts is None or not model:
@@ -63,7 +62,7 @@ class EndpointJudge:
             import openai
         except ImportError:
             raise InputError("judge endpoint: needs the package openai (pip install openai)") from None
-        self.openai, self.labels, self.prompt = openai, labels, prompt_for(labels)
+        self.openai = openai
         self.name, self.url, self.model, self.prices = f"endpoint-{url}#{model}", url, model, prices
         limits = {"timeout": httpx().Timeout(SECONDS, connect=CONNECT), "max_retries": ATTEMPTS - 1}
         self.client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", **limits)
@@ -71,8 +70,9 @@ class EndpointJudge:
             "temperature": 0.0,
             "seed": 0,
             "max_completion_tokens": REPLY,  # room for a model that thinks first; others stop behind the label
-            "response_format": {"type": "json_schema", "json_schema": _schema(labels)},
         }
+        if schema is not None:
+            self._options["response_format"] = {"type": "json_schema", "json_schema": schema}
         self._key, self._proxy = key, _proxy(parts)
         self._failed_in_a_row = 0
         self._stopped: str | None = None  # why, once too many have failed in a row
@@ -87,15 +87,23 @@ class EndpointJudge:
             counts["cost"] = round(spent / 1e6, 6)
         return counts
 
-    def judge(self, texts: Sequence[str]) -> list[Judgement]:
-        """One judgement a text.
+    def content(self, text: str) -> str:
+        """What is sent about a text."""
+        return text
+
+    def interpret(self, reply: str, finished: bool) -> Judgement:
+        """What a reply says; `finished`: it was not cut."""
+        return Judgement(None, {}, "ok" if finished else f"{NO_REPLY}: cut", reply)
+
+    def ask(self, texts: Sequence[str]) -> list[Judgement]:
+        """What the replies about the texts say, in order.
 
         Raises:
             InputError: The key, the model or the URL is wrong, nobody answers, or request after request fails.
         """
-        return asyncio.run(self._judge(texts))
+        return asyncio.run(self._ask_all(texts))
 
-    async def _judge(self, texts: Sequence[str]) -> list[Judgement]:
+    async def _ask_all(self, texts: Sequence[str]) -> list[Judgement]:
         free = asyncio.Semaphore(AT_ONCE)
         async with bounded_client(self._key, self._proxy) as http:
             client = self.client.with_options(http_client=http)
@@ -111,7 +119,7 @@ class EndpointJudge:
             return Judgement(None, {}, "empty")
         if self._stopped is not None:  # what still waits is not sent to a server that does not answer
             raise InputError(self._stopped)
-        messages = [{"role": "user", "content": filled(self.prompt, text[:LONGEST])}]
+        messages = [{"role": "user", "content": self.content(text)}]
         again = False
         while True:
             options = dict(self._options)
@@ -123,7 +131,7 @@ class EndpointJudge:
                 body = {"model": self.model, "messages": messages, **options}
                 response = await client.post("/chat/completions", body=body, cast_to=httpx().Response)
                 judgement = self._read(response.content)
-                if again or judgement.emotion is not None or judgement.reply is None:
+                if again or judgement.status == "ok" or judgement.reply is None:
                     return judgement
                 again = True
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
@@ -164,7 +172,7 @@ class EndpointJudge:
         for name in ("prompt_tokens", "completion_tokens"):
             count = used.get(name) if isinstance(used, dict) else None
             self._counts[name] += count if isinstance(count, int) and 0 < count < 10**9 else 0
-        return read_reply(answer or "", self.labels, choice.get("finish_reason") != "length")
+        return self.interpret(answer or "", choice.get("finish_reason") != "length")
 
     def _failure(self, why: str) -> Judgement:
         status = f"{NO_REPLY}: {why}"
@@ -183,6 +191,30 @@ class EndpointJudge:
         """A server's complaint in one line; some servers repeat the key in it."""
         text = str(error).replace(self._key, "…") if self._key else str(error)
         return printable(" ".join(text.split()))[:300]
+
+
+class EndpointJudge(Endpoint):
+    """Asks for `{"emotion": label}`."""
+
+    def __init__(self, address: str, labels: LabelSet, prices: tuple[float, float] | None = None) -> None:
+        super().__init__(address, prices, _schema(labels))
+        self.labels, self.prompt = labels, prompt_for(labels)
+
+    def content(self, text: str) -> str:
+        """The question about a reasoning."""
+        return filled(self.prompt, text[:LONGEST])
+
+    def interpret(self, reply: str, finished: bool) -> Judgement:
+        """The emotion that a reply names."""
+        return read_reply(reply, self.labels, finished)
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """One judgement a text.
+
+        Raises:
+            InputError: The key, the model or the URL is wrong, nobody answers, or request after request fails.
+        """
+        return self.ask(texts)
 
 
 def httpx() -> Any:

@@ -7,6 +7,7 @@ not, without an error. Rows here carry the number of their clip; the methods bel
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from migr.clips.manifest import Clip
+from migr.clips.media import blanked
 from migr.errors import NonFiniteError
+from migr.files.records import Row
 from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.omni.thinker import thinker_of
@@ -76,6 +79,7 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
         self.packs = self.thinker.config.get_text_config()._attn_implementation == "sdpa"
         self.rollouts = Rollouts(self, inputs) if vllm else None
         self._synced = -1  # the step whose weights vLLM has
+        self._blank = False  # the clips are looked at with grey frames and silence
 
     def close(self) -> None:
         """Stop vLLM, where it is used."""
@@ -116,6 +120,8 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
                 save_file(kept, folder / "adapter_model.safetensors", {"format": "pt"})
 
     def _tokens(self, clip: Clip) -> Features:
+        if self._blank:
+            return self.omni.process(blanked(self.omni.media(clip)))
         with self.accelerator.autocast():
             return self.towers.features(clip)
 
@@ -159,6 +165,43 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
                 f"sampling met logits that are not finite at step {self.state.global_step}; "
                 f"clips of the batch: {', '.join(self.clips[row].clip_id for row in self._rows)}"
             ) from error
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, ids: Any) -> Any:
+        if any(getattr(reward, "needs_gains", False) for reward in self.reward_funcs):
+            gains = self._gains(prompts, ids)
+            inputs = [{**row, "gains": own} for row, own in zip(inputs, gains, strict=True)]
+        return super()._calculate_rewards(inputs, prompts, completions, ids)
+
+    @torch.no_grad()
+    def _gains(self, prompts: list[Any], completions: list[list[int]]) -> list[Row]:
+        """What each sampled token owes to the clip: log p behind it minus log p behind the blanked clip, in nats.
+
+        At the temperature of sampling. Two passes over the batch, in which the rows of a clip share its prompt.
+
+        Returns:
+            (n,) `spans` of the tokens in the response's text, and `gains`.
+        """
+        begins, _, _ = self._tokenize_prompts(prompts)
+        tokenizer: Any = self.omni.processor.tokenizer
+        width, most, pad = max(map(len, begins)), max(map(len, completions)), tokenizer.pad_token_id
+        pairs = list(zip(begins, completions, strict=True))
+        rows = [[pad] * (width - len(a)) + a + b + [pad] * (most - len(b)) for a, b in pairs]
+        masks = [[0] * (width - len(a)) + [1] * (len(a) + len(b)) + [0] * (most - len(b)) for a, b in pairs]
+        input_ids, mask = (torch.tensor(values, device=self.accelerator.device) for values in (rows, masks))
+        size = self.args.per_device_train_batch_size
+        logps = []
+        try:
+            for self._blank in (False, True):
+                logps.append(self._get_per_token_logps_and_entropies(self.model, input_ids, mask, most, size)[0])
+        finally:
+            self._blank = False
+        gains = (logps[0] - logps[1]).tolist()
+        rows_of_gains: list[Row] = []
+        for ids, own in zip(completions, gains, strict=True):
+            parts = (ids[:length] for length in range(len(ids) + 1))
+            ends = [len(text) for text in tokenizer.batch_decode(list(parts), skip_special_tokens=True)]
+            rows_of_gains.append({"spans": list(pairwise(ends)), "gains": own[: len(ids)]})
+        return rows_of_gains
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._rows = inputs["clip"].tolist()

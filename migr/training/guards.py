@@ -36,6 +36,7 @@ class CheckedReward:
 
     def __init__(self, name: str, reward: Callable[..., list[float | None]]) -> None:
         self.reward = reward
+        self.needs_gains = getattr(reward, "needs_gains", False)
         self.__name__ = name  # what TRL logs it as: rewards/<name>/mean
 
     def __call__(self, completions: list[Any], clip_id: list[str], **columns: Any) -> list[float | None]:

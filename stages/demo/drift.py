@@ -35,7 +35,19 @@ TARGETS = {
     "random": ("random", "written"),
     "least-first": ("least-first", "written"),
 }
-REWARDS = {"none": None, "all": "grpo", "plain": "grpo_plain"}  # config of GRPO behind the SFT
+REWARDS: dict[str, list[str]] = {  # config of GRPO behind the SFT, and flags
+    "none": [],
+    "all": ["grpo"],
+    "evidence": [
+        *("grpo", "--rewards", "format", "accuracy", "consistency", "grounding", "evidence"),
+        *("--reward_weights", "0.25", "1.0", "1.0", "0.25", "1.0"),
+    ],
+    "plain": ["grpo_plain"],
+    "plain and evidence": [
+        *("grpo_plain", "--rewards", "format", "accuracy", "evidence"),
+        *("--reward_weights", "0.25", "1.0", "1.0"),
+    ],
+}
 SIZES = {"400 x 6": (400, 6), "150 x 6": (150, 6), "96 x 3": (96, 3)}  # of the cold start: targets, epochs
 BASES: dict[str, list[str]] = {  # flags of stages/demo/base.py; demo: the one of `make experiment`
     "demo": [],
@@ -59,6 +71,14 @@ GRID: dict[str, dict[str, Sequence[Any]]] = {  # the order in which it is worth 
         "coherence": (0.6,),
         "targets": ("random", "least-first", "apart video-first"),
         "rewards": ("none", "all"),
+    },
+    "evidence": {
+        **_SFT,
+        "seed": SEEDS,
+        "base": ("demo",),
+        "coherence": (0.6,),
+        "targets": ("video-first", "reordered"),
+        "rewards": ("evidence", "plain", "plain and evidence"),
     },
     "sizes": {
         **_SFT,
@@ -108,7 +128,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its model."""
-        return f"{self.sft}-{self.rewards}"
+        return f"{self.sft}-{self.rewards}".replace(" ", "-")
 
 
 def cells(grid: dict[str, dict[str, Sequence[Any]]], only: Sequence[str] = ()) -> Iterator[Cell]:
@@ -193,9 +213,10 @@ def steps(base_run: Path, run: Path, chosen: Sequence[Cell], small: bool = False
         limit, epochs = SIZES[cell.size]
         learned = {"model": model, "targets": targets, "limit": 14 if small else limit, "num_train_epochs": epochs}
         trained = train("sft", cell.sft, "stages/sft.py", "sft", **learned)
-        if config := REWARDS[cell.rewards]:
+        if REWARDS[cell.rewards]:
+            config, *flags = REWARDS[cell.rewards]
             about = {"model": model, "adapter": trained, "importance": importance}
-            trained = train("grpo", cell.name, "stages/grpo.py", config, **about)
+            trained = train("grpo", cell.name, "stages/grpo.py", config, *flags, **about)
         export, out = run / "export" / cell.name, run / "eval" / cell.name
         add("export", cell.name, export / "config.json", "stages/export.py", model=trained, out=export)
         asked = {"clips": clips, "model": export, "importance": importance, "max_new_tokens": 96, **media}

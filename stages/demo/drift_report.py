@@ -26,7 +26,7 @@ COLUMNS = {  # of the tables: figure -> heading
     "coherence": "coherence of the targets",
 }
 PARTS: dict[str, Callable[[Row], bool]] = {
-    "The four kinds of targets": lambda row: row["base"] == "demo" and row["size"] == "400 x 6",
+    "Kinds of targets, with and without rewards": lambda row: row["base"] == "demo" and row["size"] == "400 x 6",
     "Cold starts of other sizes": lambda row: row["base"] == "demo" and row["size"] != "400 x 6",
     "Other base models": lambda row: row["base"] != "demo",
 }

@@ -16,6 +16,7 @@ from migr.text.format import parse, render
 from migr.text.labels import DFEW, label_set
 from reward import REWARDS, make_rewards
 from reward.consistency import ConsistencyReward, refuse_blind_judge, require_reply
+from reward.evidence import EvidenceReward
 from reward.language import LanguageNote, english_readers
 from reward.score import text_of
 
@@ -240,3 +241,44 @@ def test_a_judge_is_asked_past_its_cache_before_the_work(tmp_path, monkeypatch):
     with Server((200, b"no JSON")) as server, pytest.raises(InputError, match="no reply: no JSON"):
         require_reply(open_judge(f"endpoint:{server.url}#m", LABELS, cache=cache))
     require_reply(LexiconJudge(LABELS))
+
+
+# Evidence
+
+TEXT = "<think><video>A deep frown.</video>So it is.</think><answer>angry</answer>"
+
+
+def measured(text, gain):
+    """One token a character; `gain` of those in the segment, 9 elsewhere."""
+    start, end = text.index("A deep"), text.index("</video>")
+    spans = [(i, i + 1) for i in range(len(text))]
+    return {"spans": spans, "gains": [gain if start <= i < end else 9.0 for i in range(len(text))]}
+
+
+@pytest.mark.parametrize(
+    ("gain", "value"), [(0.0, 0.0), (-3.0, 0.0), (math.log(2), 0.5), (math.log(4), 0.75), (700.0, 1.0), (-700.0, 0.0)]
+)
+def test_evidence_pays_the_share_of_its_likelihood_that_a_token_owes_to_the_clip(gain, value):
+    logged = {}
+    given = measured(TEXT, gain)
+    assert EvidenceReward()([TEXT], [given], logged.__setitem__) == pytest.approx([value])
+    assert logged == {"evidence_gain": pytest.approx(gain)}
+
+
+def test_evidence_counts_segments_alone_and_says_none_where_nobody_measured():
+    reward = EvidenceReward()
+    free = "<think>A deep frown.</think><answer>angry</answer>"
+    given = {"spans": [(i, i + 1) for i in range(len(free))], "gains": [5.0] * len(free)}
+    assert reward([free], [given]) == [0.0] and reward([""], [{"spans": [], "gains": []}]) == [0.0]
+    assert reward([TEXT, free]) == [None, None]
+    assert reward([[{"content": TEXT}]], [measured(TEXT, 9.0)]) == pytest.approx([1.0], abs=1e-3)
+    assert make_rewards(["evidence"], LABELS, LexiconJudge(LABELS))[0].needs_gains
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=60), st.lists(st.floats(-1e6, 1e6), max_size=80))
+def test_evidence_of_any_text_is_none_or_between_zero_and_one(text, gains):
+    response = f"<think><audio>{text}</audio></think>"
+    spans = [(i, i + 1) for i in range(len(gains))]
+    (value,) = EvidenceReward()([response], [{"spans": spans, "gains": gains}])
+    assert 0.0 <= value <= 1.0

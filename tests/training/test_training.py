@@ -192,6 +192,38 @@ def test_another_video_or_another_audio_alone_changes_the_log_probs_of_grpo(warm
         assert (found[row] - found[0]).abs().max() > 2e-4
 
 
+def test_the_gain_of_sampled_tokens_is_what_blanking_the_clip_takes_from_them(warm_model, omni_inputs, clips, tmp_path):
+    from migr.clips.media import blanked
+    from reward.evidence import EvidenceReward
+
+    trainer = grpo_trainer(
+        warm_model, None, omni_inputs, clips[:2], tmp_path, [EvidenceReward()], max_steps=1, logging_steps=1
+    )
+    tokenizer = omni_inputs.processor.tokenizer
+    texts = [TARGET, "<think><audio>é", TARGET]
+    completions = [tokenizer(text).input_ids for text in texts]
+    trainer._rows = [0, 0, 1]
+    rows = trainer._gains([[{"role": "user", "content": PROMPT}]] * 3, completions)
+    thinker = load_thinker(warm_model)
+    for row, target, number, text in zip(rows, completions, (0, 0, 1), texts, strict=True):
+        clip = clips[number]
+        assert [text[a:b] for a, b in row["spans"]][:2] == [tokenizer.decode([token]) for token in target[:2]]
+        assert row["spans"][-1][1] == len(text) and len(row["gains"]) == len(target)
+        prompt = render_prompt(omni_inputs.processor, PROMPT, clip.has_video, clip.has_audio)
+        values = []
+        for media in (omni_inputs.media(clip), blanked(omni_inputs.media(clip))):
+            features = omni_inputs.process(media)
+            ids = omni_inputs.prompt_ids(prompt, features) + target
+            batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+            with torch.no_grad():
+                logits = thinker(**batch, **features).logits[0, -len(target) - 1 : -1]
+            values.append(logits.log_softmax(-1).gather(1, torch.tensor(target)[:, None])[:, 0])
+        torch.testing.assert_close(torch.tensor(row["gains"]), values[0] - values[1], atol=2e-3, rtol=0)
+    assert max(abs(gain) for row in rows for gain in row["gains"]) > 0.05
+    trainer.train()
+    assert 0 <= trainer.state.log_history[0]["rewards/evidence/mean"] <= 1
+
+
 def test_labels_cover_the_target_and_its_end_and_nothing_else(omni_inputs, clips):
     collator = TargetCollator(omni_inputs, {clip.clip_id: clip for clip in clips})
     rows = [
