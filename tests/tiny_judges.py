@@ -43,6 +43,9 @@ def word_tokenizer(folder, words):
 
 
 def build_roberta(folder, names, **options):
+    import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it comes first)
+
+    # isort: split
     import torch
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -76,6 +79,9 @@ def build_classifier(folder):
 
 def build_text_model(folder, says=SAYS, labels=LABELS):
     """A tiny causal language model with a tokenizer of its own that has learned what it says to each text."""
+    import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it comes first)
+
+    # isort: split
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
