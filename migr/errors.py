@@ -60,13 +60,17 @@ def exit_on_input_error() -> Iterator[None]:
 
     Status 2 is what a user can mend: an `InputError`, a full disk, a path that cannot be written, too little memory.
     Status 1 is a number that is not finite, or a fault of ours, which says where its traceback lies; the environment
-    variable MIGR_DEBUG=1 shows it at once.
+    variable MIGR_DEBUG=1 shows it at once. Ctrl-C is status 130.
     """
     try:
         yield
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted; the same command goes on from what is done", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if os.environ.get("MIGR_DEBUG") == "1":
             raise

@@ -42,7 +42,7 @@ def main() -> None:
     from migr.clips.record import ModelRecord, find_labels, read_record
     from migr.judge import open_judge
     from migr.memory.estimate import announce
-    from migr.omni.adapters import check_adapter
+    from migr.omni.adapters import check_adapter, check_saved
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import check_model, load_processor, load_thinker, media_token_ids
     from migr.omni.prompt import question, question_about
@@ -146,6 +146,8 @@ def main() -> None:
     # Save
     trainer.save_model(config.output_dir)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        check_saved(config.output_dir, trainer.model, args.adapter)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         counts = {"clips": f"{len(clips)} of {args.clips}, split {args.split}", "importance": args.importance}

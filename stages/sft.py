@@ -37,6 +37,7 @@ def main() -> None:
     from migr.clips.record import NAME, ModelRecord, find_labels, read_record
     from migr.files.records import read_jsonl
     from migr.memory.estimate import announce
+    from migr.omni.adapters import check_saved
     from migr.omni.export import write_checkpoint
     from migr.omni.inputs import OmniInputs
     from migr.omni.load import load_processor, load_thinker
@@ -104,6 +105,8 @@ def main() -> None:
         model, out = trainer.accelerator.unwrap_model(trainer.model), Path(config.output_dir) / "model"
         write_checkpoint(model, processor, out, beside={NAME: record.as_json()})
     trainer.save_state()
+    if args.lora_r and trainer.is_world_process_zero():
+        check_saved(config.output_dir, trainer.model)
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = logged[-1] if logged else result.training_loss  # the trainer's own mean is wrong in a resumed run
     if trainer.is_world_process_zero():

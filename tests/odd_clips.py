@@ -352,6 +352,20 @@ def upside_down(folder: Path) -> Odd:
     return rotated(folder, 180)
 
 
+def anamorphic(folder: Path) -> Odd:
+    """DVD and broadcast: stored 144 wide, its pixels 4 : 3, so that 192 are shown."""
+    writer = Writer(folder / "anamorphic.mp4", size=(144, 128))
+    writer.video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+    for number, time in enumerate(even(50)):
+        stored = picture(number)[:, (np.arange(144) * 192 + 96) // 144]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
+        frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+        for packet in writer.video.encode(frame):
+            writer.container.mux(packet)
+    writer.play(clicks(2.0, 1.0))
+    return Odd(writer.close(), even(50), list(range(50)), 2.0, 1.0, notes={"anamorphic": True})
+
+
 def changing_sound(folder: Path) -> Odd:
     """Sound that changes from stereo to mono, and its rate, as broadcasts do (MPEG-TS, two AAC streams joined)."""
     path = folder / "changing.ts"
@@ -389,5 +403,5 @@ def flash(folder: Path) -> Odd:
 KINDS = [
     *(cut_by_stream_copy, slightly_cut, cut_behind_b_frames, late_sound, gap_in_sound, gap_in_mp4, early_sound),
     *(late_picture, av1_mp4, av1_webm, webcam, sound_outlasts, sound_outlasts_mp4, longer_track, digital_silence),
-    *(variable_rate, rotated, rotated_back, upside_down, changing_sound, mpeg_ts, old_avi, flash),
+    *(variable_rate, rotated, rotated_back, upside_down, anamorphic, changing_sound, mpeg_ts, old_avi, flash),
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from migr.clips.container import SAMPLE_RATE, MediaError, facts, opened, streams
-from migr.clips.pictures import check_decoded, decoded, pictures_by_decord, plain, turned, upright
+from migr.clips.container import SAMPLE_RATE, MediaError, check_elongation, facts, opened, streams
+from migr.clips.pictures import check_decoded, decoded, display_size, pictures_by_decord, plain, turned
 from migr.clips.timeline import Limit, scan
 
 SILENCE = 2**-15  # peak below which sound is digital silence: one step of 16 bits
@@ -24,8 +24,9 @@ def examine(path: str | Path, max_seconds: float, backend: str = "pyav") -> dict
 
     Returns:
         As `container.probe`, but measured: `frames` (pictures with a time of their own), `duration` (s;
-        `Media.duration`), `fps` (frames a second of clip time), `width` and `height` upright. Also `video_codec`,
-        `audio_codec` and, only where it is so: `rotated`, `variable_rate`, `hidden_frames` (behind an edit list),
+        `Media.duration`), `fps` (frames a second of clip time), `width` and `height` as shown. Also `video_codec`,
+        `audio_codec` and, only where it is so: `rotated`, `anamorphic` (pixels that are not square),
+        `variable_rate`, `hidden_frames` (behind an edit list),
         `audio_start`, `video_start` (s; more than 0.1 s behind the clip's zero), `silent` (digital silence:
         `has_audio` is then false), `reader` ("pyav" where decord was asked for and cannot read the file).
 
@@ -56,10 +57,13 @@ def examine(path: str | Path, max_seconds: float, backend: str = "pyav") -> dict
             first, count = first or frame, count + 1
         check_decoded(path, count, len(timeline.times))
         assert first is not None
-        found["height"], found["width"] = upright(first).shape[:2]
+        found["height"], found["width"] = display_size(container, first)
+        check_elongation(path, found["height"], found["width"])
         found["video_codec"] = picture.codec_context.name
         if turned(first) != [1, 0, 0, 1]:
             found["rotated"] = True
+        if first.width * first.height != found["width"] * found["height"]:
+            found["anamorphic"] = True
         if not timeline.regular:
             found["variable_rate"] = True
         if timeline.times[0] > LATE:

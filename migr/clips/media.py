@@ -6,6 +6,7 @@
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from migr.clips.container import (
     opened,
     probe,
 )
-from migr.clips.pictures import decoded, pictures, pictures_by_decord, plain
+from migr.clips.pictures import decoded, display_size, pictures, pictures_by_decord, plain, upright
 from migr.clips.timeline import Limit, Timeline, scan
 from migr.settings import BACKENDS, MIN_AUDIO_SECONDS, MediaSettings
 
@@ -94,11 +95,13 @@ def read_media(
             return Media(None, None, timeline.waveform, len(timeline.waveform) / SAMPLE_RATE)
         places = frame_places(timeline, settings, path)
         frames: Iterable[np.ndarray] | None = None
-        if settings.backend == "decord" and plain(container, next(decoded(path, container, limit))):
+        if settings.backend == "decord" and plain(container, first := next(decoded(path, container, limit))):
             frames = pictures_by_decord(path, timeline, places)
         if frames is None:
-            frames = pictures(path, container, timeline, places, limit)
-        resized = resize(frames, settings, factor, path)
+            shown = pictures(path, container, timeline, places, limit)
+            first = next(shown)
+            frames = map(upright, chain([first], shown))
+        resized = resize(frames, display_size(container, first), settings, factor, path)
     return Media(resized, len(resized) / timeline.duration, timeline.waveform, timeline.duration)
 
 
@@ -149,18 +152,19 @@ def smart_resize(
 
 
 def resize(
-    frames: Iterable[np.ndarray], settings: MediaSettings, factor: int = FACTOR, path: str | Path = ""
+    frames: Iterable[np.ndarray],
+    shown: tuple[int, int],
+    settings: MediaSettings,
+    factor: int = FACTOR,
+    path: str | Path = "",
 ) -> np.ndarray:
-    """Resize uint8 (h, w, 3) frames to (T, 3, height, width), as the first one's shape demands.
+    """Resize uint8 (h, w, 3) frames to (T, 3, height, width), as the height and width of `shown` demand.
 
     Bicubic, antialiased, rounded; the rule of qwen_vl_utils. One at a time: all of them at full size would not fit.
     """
     resized: list[np.ndarray] = []
-    size = (0, 0)
+    size = smart_resize(*shown, settings.min_pixels, settings.max_pixels, path, factor)
     for frame in frames:
-        if not resized:
-            height, width = frame.shape[:2]
-            size = smart_resize(height, width, settings.min_pixels, settings.max_pixels, path, factor)
         picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
         if picture.shape[-2:] != size:
             picture = torch.nn.functional.interpolate(

@@ -54,11 +54,11 @@ def _decoded(container: av.container.InputContainer, limit: Limit) -> Iterator[a
 
 def pictures(
     path: str | Path, container: av.container.InputContainer, timeline: Timeline, places: Sequence[int], limit: Limit
-) -> Iterator[np.ndarray]:
+) -> Iterator[av.VideoFrame]:
     """The pictures that are shown at these places of `timeline.times` (ascending), by PyAV.
 
     Yields:
-        uint8 (h, w, 3), RGB, upright.
+        They as they are stored; `upright` and `display_size` say how they are shown.
 
     Raises:
         MediaError: A packet cannot be decoded, or half of them give no picture.
@@ -71,14 +71,14 @@ def pictures(
         begin = timeline.when(frame, count)
         count += 1
         while picture is not None and place is not None and begin > timeline.times[place] + 1e-6:
-            yield upright(picture)
+            yield picture
             place = next(waiting, None)
         if place is None:
             return
         picture = frame
     check_decoded(path, count, len(timeline.times))
     while picture is not None and place is not None:
-        yield upright(picture)
+        yield picture
         place = next(waiting, None)
 
 
@@ -88,6 +88,16 @@ def check_decoded(path: str | Path, count: int, packets: int) -> None:
         raise MediaError(f"{path}: {count} video frame(s), at least 2 are needed", "too_few_frames")
     if count < DECODABLE * packets:
         raise MediaError(f"{path}: only {count} of {packets} pictures could be decoded; copy the file again", "damaged")
+
+
+def display_size(container: av.container.InputContainer, frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width of a clip as players show it: pixels that are not square are stretched, turned ones turned.
+
+    The width is the stored one times the pixels' aspect ratio, as ffmpeg has it. A ratio that is not told is 1.
+    """
+    ratio = streams(container)[0].sample_aspect_ratio or 1
+    height, width = frame.height, max(1, round(frame.width * ratio))
+    return (height, width) if turned(frame)[0] else (width, height)
 
 
 def turned(frame: av.VideoFrame) -> list[int]:
@@ -102,7 +112,7 @@ def turned(frame: av.VideoFrame) -> list[int]:
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as uint8 (h, w, 3), turned and mirrored in quarters as players show it."""
+    """A frame as uint8 (h, w, 3), turned and mirrored in quarters as players show it, in the pixels that are stored."""
     picture = frame.to_ndarray(format="rgb24")
     a, b, c, d = turned(frame)
     return picture[::d, ::a] if a else picture.transpose(1, 0, 2)[::b, ::c]

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from migr.clips.container import MAX_FRAMES, SAMPLE_RATE, opened, streams
-from migr.clips.pictures import decoded, upright
+from migr.clips.pictures import decoded, display_size, upright
 from migr.clips.timeline import Limit, Timeline, scan
 from migr.files.records import sync
 
@@ -47,10 +47,11 @@ def _show(source: Path, container: Any, timeline: Timeline, limit: Limit, copy: 
     for count, frame in enumerate(decoded(source, container, limit)):
         image = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame)), format="rgb24")
         if stream is None:
-            scale = min(1.0, _LONGEST / max(image.width, image.height))
+            height, width = display_size(container, frame)
+            scale = min(1.0, _LONGEST / max(height, width))
             rate = Fraction(len(timeline.times) / timeline.duration).limit_denominator(1001)
             stream = copy.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast"})
-            stream.width, stream.height = (max(2, round(side * scale / 2) * 2) for side in (image.width, image.height))
+            stream.width, stream.height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
             stream.pix_fmt, stream.codec_context.time_base = "yuv420p", _BASE
         image = image.reformat(stream.width, stream.height, "yuv420p")
         before = max(before + 1, round(timeline.when(frame, count) / _BASE))

@@ -1,18 +1,22 @@
-"""Put a PEFT adapter on a model: plain LoRA that fits exactly, or a refusal that says what does not.
+"""Put a PEFT adapter on a model: plain LoRA that fits exactly, or a refusal that says what does not; check a saved one.
 
 PEFT itself warns of tensors that are missing and says nothing of tensors too many; it searches the target expression
 with `re`, which an expression can keep busy for ever, and imports a module that some settings name.
 """
 
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import regex
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from migr.errors import InputError, as_input_error
 from migr.files.records import read_object
@@ -27,6 +31,7 @@ _SETTINGS = {
 }  # fmt: skip
 LARGEST_RANK = 4096
 SECONDS = 2.0  # for a foreign expression on all names
+_OF_TOWERS = re.compile(r"\.(?:audio_tower|visual)\.")
 
 
 def check_adapter(path: str | Path) -> str:
@@ -47,8 +52,8 @@ def attach_adapter(model: Any, path: str | Path, trainable: bool, own: Sequence[
         own: Target expressions known to be harmless: this project's.
 
     Raises:
-        InputError: No plain LoRA adapter, one whose tensors are not exactly those of this model, in name and shape, or
-            one with weights that are not finite.
+        InputError: No plain LoRA adapter, one whose tensors are not exactly those of this model, in name and shape, one
+            with weights that are not finite, one that changes nothing, or one to be trained that adapts the towers.
     """
     folder = check_adapter(path)
     config = _read_config(Path(folder), trainable)
@@ -67,16 +72,67 @@ def attach_adapter(model: Any, path: str | Path, trainable: bool, own: Sequence[
     except Exception as error:
         with as_input_error(f"{folder}: the adapter does not fit the model"):
             raise error
-    expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    _check_fit(folder, stored, {name: tensor.shape for name, tensor in tensors.items()})
+    check_finite(tensors.items(), folder)
+    if changes_nothing(tensors):
+        raise InputError(f"{folder}: the adapter changes nothing (all its products are zero): it has not been trained")
+    if trainable and (names := [name for name in tensors if _OF_TOWERS.search(name)]):
+        raise InputError(f"{folder}: adapts the towers ({names[0]}), and the language model's adapter alone is trained")
+    config.target_modules, config.exclude_modules = written
+    return adapted
+
+
+def check_saved(folder: str | Path, model: Any, start: str | Path | None = None) -> None:
+    """Read a trained adapter back from the disk: it must be the model's, finite, and changed by the training.
+
+    Args:
+        folder: Where it was saved.
+        model: The `PeftModel` that was trained; under ZeRO-3 its weights need not be here.
+        start: Folder of the adapter that the training began with; None where it began with a new one.
+
+    Raises:
+        InputError: It is not there, damaged, empty or another one, has weights that are not finite, or is what the
+            training began with.
+    """
+    file = Path(check_adapter(folder)) / "adapter_model.safetensors"
+    with as_input_error(f"{file}: the saved adapter cannot be read back"):
+        saved = load_file(file)
+    trained = {
+        name.replace(".default", ""): getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 keeps the whole's shape there
+        for name, weight in model.named_parameters()
+        if ".lora_" in name and ".default." in name
+    }
+    _check_fit(folder, {name: tensor.shape for name, tensor in saved.items()}, trained)
+    check_finite(saved.items(), folder)
+    if start is None:
+        unchanged = changes_nothing(saved)
+    else:
+        before = load_file(Path(start) / "adapter_model.safetensors")
+        unchanged = all(torch.equal(before[name].to(tensor.dtype), tensor) for name, tensor in saved.items())
+    if unchanged:
+        raise InputError(
+            f"{folder}: the training has changed nothing: all gradients were zero (rewards that are all alike?), or "
+            "the learning rate was (fewer steps than warmup_steps?)"
+        )
+
+
+def changes_nothing(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the products of all factors are zero, as they are before the first step."""
+    if any(".lora_A." not in name and ".lora_B." not in name for name in tensors):
+        return False  # has more than the two factors of a layer
+    layers = [name for name in tensors if ".lora_B." in name]
+    return not any(tensors[name].any() and tensors[name.replace(".lora_B.", ".lora_A.")].any() for name in layers)
+
+
+def _check_fit(folder: str | Path, stored: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
     missing, surplus = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or surplus:
         fault = f"{missing[0]} is missing in it" if missing else f"{surplus[0]} is not of the model"
         raise InputError(f"{folder}: the adapter does not fit the model: {fault} ({len(missing) + len(surplus)} such)")
-    if other := [name for name in expected if expected[name] != list(stored[name])]:
-        raise InputError(f"{folder}: {other[0]} has the shape {stored[other[0]]}, the model needs {expected[other[0]]}")
-    check_finite(tensors.items(), folder)
-    config.target_modules, config.exclude_modules = written
-    return adapted
+    for name in expected:
+        if list(expected[name]) != list(stored[name]):
+            needed = list(expected[name])
+            raise InputError(f"{folder}: {name} has the shape {list(stored[name])}, the model needs {needed}")
 
 
 def _read_config(folder: Path, trainable: bool) -> LoraConfig:

@@ -29,6 +29,8 @@ VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
 SECONDS_PER_CHUNK = 2.0  # the processors' default; matters for interleaved sound only
 
+READING = 2  # version of the rules by which clips are read; what another one has decoded is not used
+
 Features = dict[str, Tensor]
 
 
@@ -66,7 +68,8 @@ class OmniInputs:
             )
         self.settings = settings
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
-        self._settings = asdict(settings)  # what decoded media depend on; the usual grid goes without saying
+        # what decoded media depend on; the usual grid goes without saying
+        self._settings = {**asdict(settings), "reading": READING}
         del self._settings["audio_in_video"]
         if family is not QWEN2_5:
             self._settings["factor"] = family.factor

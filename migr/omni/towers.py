@@ -146,6 +146,12 @@ def learns(thinker: Any) -> bool:
     return any(weight.requires_grad for tower in TOWERS.values() for weight in getattr(thinker, tower).parameters())
 
 
+def freeze_unused(thinker: Any) -> None:
+    """Keep weights from training that no forward pass uses: data parallelism would wait for their gradients."""
+    if (unused := getattr(thinker.audio_tower, "audio_bos_eos_token", None)) is not None:
+        unused.requires_grad_(False)
+
+
 def weights_digest(*modules: nn.Module) -> str:
     """SHA-256 of the modules' weights, by name and to the last bit."""
     sha = hashlib.sha256()

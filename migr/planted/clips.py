@@ -12,7 +12,6 @@ at; it is ours, and it models one thing only: evidence that lies in one modality
 import os
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from scipy.signal import butter, lfilter, sosfilt
 from tqdm import tqdm
 
 from migr.files.records import Row, sync
+from migr.machine import process_pool
 from migr.planted.wording import conclude, describe
 from migr.text.labels import DFEW
 
@@ -245,6 +245,6 @@ def make(root: str | Path, seed: int, sizes: dict[str, int]) -> Iterator[Row]:
     """Render `sizes[split]` clips a split below `root/clips` on all cores; yields the specs in order."""
     (Path(root) / "clips").mkdir(parents=True, exist_ok=True)
     jobs = [(seed, split, index, str(root)) for split in SPLITS for index in range(sizes.get(split, 0))]
-    with ProcessPoolExecutor() as pool:
+    with process_pool() as pool:
         yield from tqdm(pool.map(render, jobs, chunksize=16), total=len(jobs), desc="rendering clips", unit="clip")
     sync(Path(root) / "clips")

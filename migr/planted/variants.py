@@ -12,7 +12,6 @@ the other are framed in other words, but share the telling ones: a one-million-p
 import os
 import random
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from migr.files.records import Row, sync, write_jsonl
+from migr.machine import process_pool
 from migr.planted import clips as planted
 from migr.text.labels import DFEW
 
@@ -152,7 +152,7 @@ def render(job: tuple[Row, str]) -> None:
 def make(root: str | Path, rows: Sequence[Row]) -> Path:
     """Render the clips below `root/clips` on all cores and write `root/clips.jsonl`; returns the manifest."""
     (Path(root) / "clips").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor() as pool:
+    with process_pool() as pool:
         jobs = [(row, str(root)) for row in rows]
         for _ in tqdm(pool.map(render, jobs, chunksize=16), total=len(jobs), desc="rendering clips", unit="clip"):
             pass

@@ -29,12 +29,13 @@ _NOTES = {
     "video_start": "late picture",
     "variable_rate": "variable rate",
     "rotated": "turned",
+    "anamorphic": "anamorphic (pixels that are not square)",
     "hidden_frames": "hidden frames (cut by stream copy)",
     "reader": "read by pyav, not decord",
 }
 _RATES = 8
 MEMORY = 3 * 2**30  # bytes that examining one clip may take
-VERSION = 2  # of the examination; results of another version are made anew
+VERSION = 3  # of the examination; results of another version are made anew
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,10 @@ class _Worker:
     def give(self, job: Row) -> None:
         """Send a job, to a new process where there is none."""
         if self.process is None:
-            # unbuffered: what has been read ahead would be invisible to select
-            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            # unbuffered: what has been read ahead would be invisible to select; a group of its own: Ctrl-C is for us
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, process_group=0
+            )
             self.started = False
         self.job = job
         self.deadline = time.monotonic() + (self.timeout if self.started else _START_SECONDS)

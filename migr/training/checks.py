@@ -22,6 +22,8 @@ _BOTH: dict[str, tuple[Any, str]] = {
     "do_predict": (False, _NO_EVALUATION),
     "use_liger_kernel": (False, "its kernels do not know the thinker"),
     "ignore_data_skip": (False, "a run that goes on must see the rows that it had not seen"),
+    # TRL asks to look for them; then neither reentrant checkpointing works nor the zeros of towers without work
+    "ddp_find_unused_parameters": (False, "every weight that is trained gets a gradient in every step"),
     "save_only_model": (False, "a run goes on exactly only with optimizer and random state saved"),
 }
 _PREPARED = "the collator makes the batches from clips and targets, so TRL prepares no text"

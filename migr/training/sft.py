@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
@@ -16,7 +17,7 @@ from migr.files.records import Row
 from migr.omni.inputs import Features, OmniInputs
 from migr.omni.prompt import render_prompt
 from migr.omni.thinker import thinker_of
-from migr.omni.towers import FrozenTowers, TowerTokens, learns
+from migr.omni.towers import MEDIA, TOWERS, FrozenTowers, TowerTokens, freeze_unused, learns
 from migr.training.guards import check_loss
 from migr.training.runs import EndsOnce
 from migr.training.zero3 import is_zero3, prepare_for_zero3
@@ -161,7 +162,9 @@ class OmniSFTTrainer(EndsOnce, SFTTrainer):
             prepare_for_zero3(self.model, self.accelerator.device)
         thinker, collator = thinker_of(self.model), kwargs["data_collator"]
         self.clips, self.towers = collator.clips, None
-        if not learns(thinker):
+        if learns(thinker):
+            freeze_unused(thinker)
+        else:
             self.towers = FrozenTowers(thinker, collator.inputs)
             with self.accelerator.autocast():
                 collator.tokens = self.towers.tokens
@@ -191,6 +194,23 @@ class OmniSFTTrainer(EndsOnce, SFTTrainer):
         clips = inputs.pop("clip_id")
         if "media" in inputs:
             inputs |= self._media(clips, inputs.pop("media"))
+        idle = self._idle(inputs)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        check_loss(result[0] if return_outputs else result, self.state.global_step, clips)
-        return result
+        loss = result[0] if return_outputs else result
+        check_loss(loss, self.state.global_step, clips)
+        if idle:
+            loss = loss + 0.0 * torch.stack([weight.sum() for weight in idle]).sum()
+        return (loss, result[1]) if return_outputs else loss
+
+    def _idle(self, inputs: Features) -> list[Tensor]:
+        """Weights of learning towers whose modality this process's batch lacks, where there are other processes.
+
+        They get a gradient of zero: without one, data parallelism stops at the next step, and ZeRO-2 adds up what
+        does not belong together, or waits for ever.
+        """
+        if self.towers is not None or self.accelerator.num_processes == 1:
+            return []
+        thinker = thinker_of(self.model)
+        absent = [tower for modality, tower in TOWERS.items() if not inputs.keys() & set(MEDIA[modality])]
+        weights = (weight for tower in absent for weight in getattr(thinker, tower).parameters())
+        return [weight for weight in weights if weight.requires_grad]

@@ -64,6 +64,20 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
     running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
     threads = str(max(1, min(4, cores() // len(todo))))  # more do not help a tiny model
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        _run(waiting, running, logs, environment, seconds)
+    finally:  # one failed, or Ctrl-C
+        for _, process, _, _ in running.values():
+            process.terminate()
+
+
+def _run(
+    waiting: list[Step],
+    running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]],
+    logs: Path,
+    environment: Mapping[str, str],
+    seconds: dict[str, float],
+) -> None:
     status_line = ""
     while waiting or running:
         while waiting and len(running) < cores():
@@ -81,8 +95,6 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
             seconds[name] = round(time.monotonic() - start, 1)
             lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
             if code or not step.output.exists():
-                for _, other, _, _ in running.values():
-                    other.terminate()
                 print("\n" + "\n".join(lines[-15:]), file=sys.stderr)
                 raise InputError(f"step {name} failed (status {code}); the whole log: {log}")
             summary = next((line for line in reversed(lines) if re.match(r"[a-z]+: ", line)), "")  # "sft: loss 0.41 …"

@@ -14,7 +14,7 @@ from migr.errors import InputError
 from migr.files.records import read_jsonl
 
 SETTINGS = MediaSettings(fps=4.0)
-NOTES = ("rotated", "variable_rate", "hidden_frames", "audio_start", "video_start", "silent", "reader")
+NOTES = ("rotated", "anamorphic", "variable_rate", "hidden_frames", "audio_start", "video_start", "silent", "reader")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def test_all_kinds_go_through_the_data_stage_and_are_counted(odd, stage, tmp_pat
     clips = read_clips(tmp_path / "out" / "clips.jsonl")
     assert len(clips) == len(odd) and not read_jsonl(tmp_path / "out" / "excluded.jsonl")
     said = capsys.readouterr().out
-    assert "av1" in said and "1 silent" in said and "3 turned" in said
+    assert "1 anamorphic" in said and "av1" in said and "1 silent" in said and "3 turned" in said
 
 
 def test_report_17_decord_is_never_asked_for_what_its_index_alone_has(odd, monkeypatch):

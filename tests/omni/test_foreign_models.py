@@ -22,6 +22,7 @@ from migr.engine import Request, open_engine
 from migr.errors import InputError
 from migr.files.fingerprint import model_digest
 from migr.judge import open_judge
+from migr.omni.adapters import check_saved
 from migr.omni.export import adapter_base, export
 from migr.omni.load import LORA, load_processor, load_thinker, thinker_config
 from migr.omni.prompt import render_prompt
@@ -320,6 +321,74 @@ def test_an_adapter_must_fit_exactly(kind, model, adapter, copy, tmp_path):
     with pytest.raises(InputError, match=str(folder)):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def of_a_whole_model(weights):
+    for name in list(weights):
+        weights[name.replace("model.model.", "model.thinker.model.", 1)] = weights.pop(name)
+
+
+def test_report_6_names_of_another_trainer_are_no_silent_no_op(model, adapter, copy, tmp_path):
+    folder = copy(adapter)
+    tensors(folder / "adapter_model.safetensors", of_a_whole_model)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    for use in (lambda: load_thinker(model, adapter=folder), lambda: export(folder, tmp_path / "out")):
+        with pytest.raises(InputError, match=r"does not fit the model: .* is missing in it"):
+            use()
+
+
+def without(factor):
+    """Sets all these factors to zero."""
+    return lambda weights: weights.update({name: 0 * weight for name, weight in weights.items() if factor in name})
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_report_6_an_adapter_that_changes_nothing_is_refused(factor, model, adapter, copy, tmp_path):
+    folder = copy(adapter)
+    tensors(folder / "adapter_model.safetensors", without(factor))
+    for use in (
+        lambda: load_thinker(model, adapter=folder),
+        lambda: load_thinker(model, adapter=folder, trainable=True),
+        lambda: export(folder, tmp_path / "out"),
+    ):
+        with pytest.raises(InputError, match="the adapter changes nothing"):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_6_an_adapter_of_the_towers_is_not_trained(model, tmp_path):
+    plain = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
+    get_peft_model(load_thinker(model), plain).save_pretrained(tmp_path, save_embedding_layers=False)
+    assert load_thinker(model, adapter=tmp_path) is not None  # it can be merged
+    with pytest.raises(InputError, match=r"adapts the towers \(.*audio_tower"):
+        load_thinker(model, adapter=tmp_path, trainable=True)
+
+
+SPOILT = {
+    "empty": (lambda weights: weights.clear(), "is missing in it"),
+    "half": (half, "is missing in it"),
+    "another shape": (
+        lambda weights: weights.update({layer("q_proj"): torch.zeros(0)}),
+        r"has the shape \[0\], the model needs \[2, ",
+    ),
+    "not finite": (lambda weights: weights[layer("q_proj")].fill_(float("nan")), "not finite"),
+    "as it began": (without("lora_B"), "the training has changed nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_report_32_a_saved_adapter_is_read_back_before_its_run_is_done(kind, model, adapter, copy):
+    trained = load_thinker(model, adapter=adapter, trainable=True)
+    check_saved(adapter, trained)
+    with pytest.raises(InputError, match="has changed nothing"):
+        check_saved(adapter, trained, start=adapter)
+    folder = copy(adapter)
+    change, message = SPOILT[kind]
+    tensors(folder / "adapter_model.safetensors", change)
+    with pytest.raises(InputError, match=message):
+        check_saved(folder, trained)
 
 
 SETTINGS = {

@@ -1,5 +1,6 @@
 """Two processes learn what one learns, under DeepSpeed and on two machines, also where a process lacks a modality."""
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -89,6 +90,87 @@ def test_sft_under_zero3_with_a_modality_missing_on_one_process_learns_what_one_
     for name, tensor in expected.items():
         torch.testing.assert_close(saved[name], tensor, atol=2e-3, rtol=2e-2)
     assert (tmp_path / "two" / "checkpoint-3" / "complete").exists()
+
+
+# Plain data parallelism, over gloo
+
+DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def run_both(launcher, folder, runs):
+    """Stages one after the other on two processes: name -> (stage, arguments)."""
+    plan = {str(folder / name): [stage, *flags(**arguments)] for name, (stage, arguments) in runs.items()}
+    return run(folder, [*launcher, Path(__file__).parents[1] / "two_processes.py", json.dumps(plan)])
+
+
+@pytest.fixture(scope="module")
+def all_weights(sft):
+    """All weights, with checkpointing: then nothing looks for parameters without a gradient."""
+    return {**sft, "lora_r": 0, "learning_rate": 1e-3, "gradient_checkpointing": "true"}
+
+
+@pytest.fixture(scope="module")
+def all_weights_alone(stage, all_weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("all_weights")
+    stage("sft", **all_weights, per_device_train_batch_size=2, output_dir=out)
+    return out
+
+
+def assert_same_weights(folder, other):
+    """The whole models that two runs wrote are alike, and have learned in the towers too."""
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_reports_19_20_25_on_two_processes(
+    stage, training, all_weights, all_weights_alone, mixed, planted_run, warm_model, sft_adapter, tmp_path
+):
+    grpo = {"model": warm_model, "adapter": sft_adapter, "clips": mixed.clips, "importance": planted_run.importance}
+    grpo |= {"max_steps": 2, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 32}
+    grpo = {**training, **grpo, "learning_rate": 2e-3, "beta": 0.04, "save_strategy": "no"}
+    recomputed = {**grpo, "gradient_checkpointing": "true"}
+    reentrant = {**recomputed, "gradient_checkpointing_kwargs": json.dumps({"use_reentrant": True})}
+    whole = {**all_weights, "per_device_train_batch_size": 1}
+    adapted = {**whole, "lora_r": 4, "save_steps": 1}
+    run_both(
+        DDP,
+        tmp_path,
+        {
+            **{"plain": ("grpo", grpo), "recomputed": ("grpo", recomputed), "reentrant": ("grpo", reentrant)},
+            **{"whole": ("sft", whole), "whole_plain": ("sft", {**whole, "gradient_checkpointing": "false"})},
+            "adapted": ("sft", adapted),
+        },
+    )
+    # 19: the same losses, gradients, rewards and adapters
+    keys = ("loss", "grad_norm", "reward", "kl", "completions/mean_length")
+    plain = logged(tmp_path / "plain", *keys)
+    assert len(plain) == 2 and all(row[1] > 0 for row in plain)
+    for name in ("recomputed", "reentrant"):
+        assert logged(tmp_path / name, *keys) == [pytest.approx(row, rel=1e-4, abs=1e-6) for row in plain]
+        assert_reloads(tmp_path / name, warm_model)
+    # 25: no batch of a process has what the other's has, and they learn what one process learns
+    for name in ("whole", "whole_plain"):
+        assert_learned_alike(tmp_path / name, all_weights_alone)
+        assert_same_weights(tmp_path / name, all_weights_alone)
+    # 20: the number of processes is part of a run
+    (tmp_path / "adapted" / "done.json").unlink()
+    with pytest.raises(InputError, match=r"with another processes \(2, now 1\), .*--overwrite"):
+        stage("sft", **adapted, output_dir=tmp_path / "adapted")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_reports_20_25_under_zero2(all_weights, all_weights_alone, stage, tmp_path):
+    whole = {**all_weights, "per_device_train_batch_size": 1}
+    run_both(two_processes("zero2_cpu.yaml"), tmp_path, {"whole": ("sft", whole)})
+    assert_learned_alike(tmp_path / "whole", all_weights_alone)
+    assert_same_weights(tmp_path / "whole", all_weights_alone)
+    (tmp_path / "whole" / "done.json").unlink()
+    with pytest.raises(InputError, match=r"processes \(2, now 1\)"):
+        stage("sft", **whole, output_dir=tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Training with TRL's real trainers on the tiny model: the media reach the loss, resume is exact, NaN stops it."""
 
+import json
 import math
 import shutil
 from functools import partial
@@ -8,11 +9,14 @@ import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it
 
 # isort: split
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
@@ -317,6 +321,44 @@ def test_each_rewards_mean_and_the_sampled_inconsistency_are_logged(grpo_run):
         assert sum(row[f"rewards/{name}/mean"] for row in log) > 0.0
 
 
+CHECKPOINTING = [{}, {"use_reentrant": False}, {"use_reentrant": True}]
+
+
+def test_report_19_grpo_with_gradient_checkpointing_is_grpo_without(stage, grpo_arguments, tmp_path, monkeypatch):
+    layers = []
+
+    def counted(function, *args, **kwargs):
+        layers.append(function)
+        return checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.modeling_utils, "checkpoint", counted)
+    short = grpo_arguments | {"max_steps": 2, "save_strategy": "no", "gradient_accumulation_steps": 1}
+    short |= {"log_completions": "true", "max_completion_length": 32}
+    stage("grpo", **short, output_dir=tmp_path / "plain")
+    assert not layers
+    plain = history(tmp_path / "plain")
+    assert all(row["grad_norm"] > 0 for row in plain)
+    for number, options in enumerate(CHECKPOINTING):
+        out, chosen = tmp_path / f"checkpointed{number}", {"gradient_checkpointing": "true"}
+        chosen |= {"gradient_checkpointing_kwargs": json.dumps(options)} if options else {}
+        stage("grpo", **short | chosen, output_dir=out)
+        assert layers  # it took place
+        layers.clear()
+        for step in (1, 2):
+            assert completions(out, step) == completions(tmp_path / "plain", step)
+        assert history(out) == [pytest.approx(row, rel=1e-5) for row in plain]
+        ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (out, tmp_path / "plain"))
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight)
+
+
+def completions(folder, step):
+    """The four completions of a step, as TRL logs them."""
+    table = pyarrow.parquet.read_table(folder / "completions" / f"completions_{step:05d}.parquet")
+    assert table.num_rows == 4
+    return table["completion"].to_pylist()
+
+
 @pytest.fixture(scope="module")
 def babbling_model(warm_model, tmp_path_factory):
     """A model that wants to say media tokens: whatever the hidden state, one of their logits is the largest by far."""
@@ -338,22 +380,24 @@ def test_sampled_completions_hold_no_media_tokens_and_without_care_they_would(
     )
     with pytest.raises((RuntimeError, ValueError, IndexError)):
         loose.train()
-    stage(
-        "grpo",
-        **training | {"logging_steps": 1},
-        model=babbling_model,
-        output_dir=tmp_path / "b",
-        rewards=["format"],
-        limit=1,
-        max_steps=1,
-        lora_r=4,
-        per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=16,
-        save_strategy="no",
-    )
+    with pytest.raises(InputError, match="rewards that are all alike"):  # noise earns nothing
+        stage(
+            "grpo",
+            **training | {"logging_steps": 1},
+            model=babbling_model,
+            output_dir=tmp_path / "b",
+            rewards=["format"],
+            limit=1,
+            max_steps=1,
+            lora_r=4,
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_completion_length=16,
+            save_strategy="no",
+        )
     (row,) = history(tmp_path / "b")
     assert row["completions/max_length"] > 0 and math.isfinite(row["loss"])
+    assert not (tmp_path / "b" / "done.json").exists()
 
 
 # Frozen towers
