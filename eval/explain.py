@@ -24,8 +24,9 @@ from rich.text import Text
 from eval.run.options import prompt_of
 from eval.run.predict import GenerationSettings, question_for
 from migr.cli import Parser, demo_arguments, settings_of
+from migr.clips.examine import examine
 from migr.clips.manifest import Clip
-from migr.clips.media import Media, probe
+from migr.clips.media import Media
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import read_object
@@ -108,10 +109,8 @@ def explain(
     Raises:
         InputError: The file, the model or the fusion network cannot be used, or they do not belong together.
     """
-    facts = probe(path)
+    facts = examine(path, media.max_seconds)  # digital silence is no sound, as in stages/data.py
     clip = Clip(path.stem, path.resolve(), None, "test", facts["has_video"], facts["has_audio"])
-    if not clip.modalities:
-        raise InputError(f"{path}: neither video nor sound in it")
     net = load_fusion(importance, labels) if importance is not None else None
 
     from migr.engine import Request, open_engine

@@ -1,5 +1,7 @@
 """Playable files as people have them: every reader sees the same clip, the true one. Numbers are those of reports."""
 
+from contextlib import nullcontext
+
 import media_files
 import numpy as np
 import odd_clips
@@ -189,14 +191,36 @@ def test_what_sft_learns_from_has_the_true_times(odd, omni_inputs):
     from migr.omni.inputs import OmniInputs
     from migr.training.sft import TargetCollator
 
-    kinds = ["cut_by_stream_copy", "late_sound", "variable_rate", "rotated", "digital_silence", "webcam"]
     clips = {
-        kind: Clip(kind, odd[kind].path.resolve(), "sad", "train", has_audio=odd[kind].click is not None)
-        for kind in kinds
+        kind: Clip(kind, true.path.resolve(), "sad", "train", has_audio=true.click is not None)
+        for kind, true in odd.items()
     }
     collator = TargetCollator(OmniInputs(omni_inputs.processor, MediaSettings(max_pixels=3136)), clips)
-    batch = collator([{"clip_id": kind, "prompt": "What?", "target": "<answer>sad</answer>"} for kind in kinds])
+    batch = collator([{"clip_id": kind, "prompt": "What?", "target": "<answer>sad</answer>"} for kind in odd])
     seconds = batch["video_second_per_grid"] * batch["video_grid_thw"][:, 0]
-    assert seconds.tolist() == pytest.approx([odd[kind].end for kind in kinds], abs=0.08)
+    assert seconds.tolist() == pytest.approx([true.end for true in odd.values()], abs=0.08)
     sounds = batch["feature_attention_mask"].sum(1) / 100  # mel frames a second
-    assert sounds.tolist() == pytest.approx([1.0, 4.0, 5.0, 2.0, 3.0], abs=0.05)
+    waveforms = [read_media(true.path, SETTINGS).waveform for true in odd.values() if true.click is not None]
+    assert sounds.tolist() == pytest.approx([len(waveform) / 16_000 for waveform in waveforms], abs=0.02)
+
+
+def test_every_kind_is_explained_and_asked_about_the_streams_that_it_has(odd, base_model, monkeypatch):
+    import migr.engine
+    from eval.explain import explain, page
+    from migr.omni.prompt import question_about
+    from migr.settings import DecodingSettings
+    from migr.text.labels import label_set
+
+    labels, prompts = label_set("dfew"), []
+    with migr.engine.open_engine(base_model, "transformers", max_new_tokens=1) as engine:
+        answer = engine.generate
+        monkeypatch.setattr(engine, "generate", lambda requests: prompts.extend(requests) or answer(requests))
+        monkeypatch.setattr(migr.engine, "open_engine", lambda *_, **__: nullcontext(engine))  # one for all
+        for kind, true in odd.items():
+            media = MediaSettings(max_pixels=3136)
+            explanation = explain(true.path, base_model, None, labels, media, DecodingSettings(max_new_tokens=1))
+            clip, prompt = explanation.clip, prompts[-1].prompt
+            assert clip.has_video and clip.has_audio == (true.click is not None), kind
+            assert question_about(clip, labels.labels) in prompt
+            assert ("<|AUDIO|>" in prompt) == ("<polyline" in page(explanation)) == clip.has_audio
+    assert len(prompts) == len(odd)
