@@ -80,6 +80,11 @@ class VllmEngine:
                     **options,
                 )
             self.check_weights(model)
+        except InputError as error:
+            self.close()
+            if "memory" not in str(error).lower():
+                raise
+            raise InputError(f"{error}; lower vllm_gpu_memory_utilization or max_model_length") from error
         except BaseException:
             self.close()  # what a failed load leaves in this process would break the next engine
             raise

@@ -1,4 +1,4 @@
-"""Every command that reads a clip gives up on it in time, and names it."""
+"""Every command that reads a clip takes `max_seconds`, gives up on a clip in time, and names it."""
 
 import pytest
 from conftest import MEDIA, flags
@@ -17,9 +17,9 @@ from migr.text.labels import label_set
 
 @pytest.fixture
 def commands(stage, training, planted_run, warm_model, sft_adapter, tmp_path):
-    """Command -> a function that runs it without a cache of decoded clips."""
-    without = {key: value for key, value in training.items() if key != "cache_dir"}
-    reading = {"clips": planted_run.clips, "model": warm_model, **MEDIA}
+    """Command -> a function that runs it without a cache of decoded clips; of each, half a second may be read."""
+    without = {key: value for key, value in training.items() if key != "cache_dir"} | {"max_seconds": 0.5}
+    reading = {"clips": planted_run.clips, "model": warm_model, **MEDIA, "max_seconds": 0.5}
     targets = {"model": warm_model, "targets": planted_run.targets, "lora_r": 4, "max_steps": 1}
     grpo = {"model": warm_model, "adapter": sft_adapter, "importance": planted_run.importance, "max_steps": 1}
     grpo |= {"num_generations": 4, "per_device_train_batch_size": 4}
@@ -29,7 +29,7 @@ def commands(stage, training, planted_run, warm_model, sft_adapter, tmp_path):
     engine = {**reading, "engine": "transformers"}
     out = tmp_path / "out"
     path = read_clips(planted_run.clips)[0].path
-    settings = MediaSettings(**MEDIA), DecodingSettings(max_new_tokens=1)
+    settings = MediaSettings(**MEDIA, max_seconds=0.5), DecodingSettings(max_new_tokens=1)
     return {
         "importance": lambda: stage("importance", **reading, folds=2, out=out),
         "describe": lambda: stage("describe", **engine, out=out / "reasoning.jsonl"),
@@ -46,7 +46,9 @@ NAMES = ["importance", "describe", "sft", "sft with a cache", "grpo", "consisten
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clip_that_takes_too_long_is_named(name, commands, monkeypatch):
+def test_reports_2_17_a_clip_that_is_too_long_or_takes_too_long_is_named(name, commands, monkeypatch):
+    with pytest.raises(MediaError, match=r"\.mp4: .* longer than max_seconds = 0\.5; cut the clip or raise it"):
+        commands[name]()
     monkeypatch.setattr(timeline.Limit.__init__, "__defaults__", (0.0,))
     with pytest.raises(MediaError, match=r"\.mp4: not read within 0 s; transcode or leave out"):
         commands[name]()
