@@ -30,7 +30,7 @@ from eval.figures.tally import PREDICTION_KEYS
 from eval.page.drift import plot, show, show_coherence, write_page
 from eval.run.drift import Lenders, emotions_of, rows_of
 from eval.run.options import CACHE, engine_of, prompt_of
-from eval.run.predict import GenerationSettings, asker
+from eval.run.predict import GenerationSettings, asker, opened
 from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
@@ -183,11 +183,8 @@ def ask(
     """The rows of drift.jsonl, in order."""
     if not clips:
         return
-    from migr.engine import open_engine
-
     lenders = Lenders(responses, judge, settings.decoding.seed)
-    options = {**settings.engine.options(), **asdict(settings.decoding)}
-    with open_engine(settings.model, audio_in_video=settings.media.audio_in_video, **options) as engine:
+    with opened(settings) as engine:
         about = (lenders, judge, settings.labels, dominants, attention)
         yield from rows_of(engine, asker(settings), clips, responses, *about)
 

@@ -126,7 +126,7 @@ def explain(
         decoded = inputs.media(clip)
         text = question_for(clip, labels, prompt_of(labels, read_record(model)))
         prompt = render_prompt(inputs.processor, text, clip.has_video, clip.has_audio)
-        (generation,) = engine.generate([Request(str(path), prompt, decoded)])
+        (generation,) = engine.generate([Request(str(path), prompt, decoded, inputs.media_keys(clip))])
         response = parse(generation.text)
         answer = response.label(labels)
         weights, about = None, None
@@ -163,9 +163,10 @@ def weigh(
     from migr.importance.features import pool
     from migr.importance.fit import predicted
     from migr.importance.networks.attribution import importance_of
+    from migr.omni.towers import FrozenTowers
 
     whole = thinker.get_base_model() if hasattr(thinker, "get_base_model") else thinker
-    found = pool(whole, inputs, [clip])[0]
+    found = pool(FrozenTowers(whole, inputs), clip)
     for name, pooled in found.items():
         if net.config.dims.get(name) != len(pooled):
             raise InputError(

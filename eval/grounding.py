@@ -23,7 +23,7 @@ from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
 from eval.figures.metrics import check_resamples
 from eval.figures.tally import PREDICTION_KEYS
 from eval.run.options import engine_of, prompt_of
-from eval.run.predict import GenerationSettings, asker
+from eval.run.predict import GenerationSettings, asker, opened
 from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
@@ -197,12 +197,9 @@ def score(
     blocks = [block for block in blocks if any(row["clip_id"] not in done for row in block)]
     if not blocks:
         return
-    from migr.engine import open_engine
-
     ask, labels = asker(settings), settings.labels
     donors = Donors(every, clips, labels, seed)
-    options = {**settings.engine.options(), **asdict(settings.decoding)}
-    with open_engine(settings.model, audio_in_video=settings.media.audio_in_video, **options) as engine:
+    with opened(settings) as engine:
         for block in blocks:
             pairs = [(clips[row["clip_id"]], row["response"]) for row in block]
             segment_gains = gains(engine, ask, pairs, donors.of_media)

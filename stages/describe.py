@@ -143,7 +143,9 @@ def main() -> None:
                     media = inputs.media(clip) if questions[clip.clip_id] else None
                     for m in questions[clip.clip_id]:
                         assert media is not None
-                        yield Request(f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]))
+                        yield Request(
+                            f"{clip.clip_id} ({m})", prompts[m], replace(media, **alone[m]), inputs.media_keys(clip)
+                        )
 
             # with transformers the batch can change the last digits of logits: an interrupted one is made whole again
             size = engine.batch_size or AT_ONCE[engine.engine]
@@ -152,7 +154,7 @@ def main() -> None:
                 [pending] if engine.engine == "vllm" else [b for b in whole if any(c.clip_id not in rows for c in b)]
             )
             with (
-                open_engine(args.model, **engine.options(), **asdict(decoding)) as describer,
+                open_engine(args.model, **engine.options(), **asdict(decoding), cache_dir=args.cache_dir) as describer,
                 tqdm(desc="describing", total=len(clips), initial=len(clips) - len(pending), unit="clip") as bar,
             ):
                 for block in blocks:

@@ -74,7 +74,8 @@ def main() -> None:
     rewards = make_rewards(args.rewards, labels, judge, read_parameters(args.reward_parameters))
     if args.adapter:
         check_adapter(args.adapter)
-    about = {"label_set": labels.as_record(), "judge": judge.name}  # the judge by its content, not by its folder
+    # the judge by its content, not by its folder
+    about = {"label_set": labels.as_record(), "judge": judge.name, "question": question(labels.labels)}
     resume = begin(config.output_dir, args, about, config, overwrite=args.overwrite)
     if resume == "done":
         print(f"grpo: {config.output_dir} is finished already")

@@ -40,7 +40,7 @@ from migr.files.growing import Growing
 from migr.files.records import Row, digest, read_jsonl, write_jsonl
 from migr.judge import open_judge
 from migr.judge.writer import open_writer
-from migr.omni.prompt import question_about
+from migr.omni.prompt import question, question_about
 from migr.settings import EngineSettings, LabelSettings, OutputSettings
 from migr.sources.importance import read_importance
 from migr.sources.reasoning import FORMATS, check, match, merge, read_reasoning, told
@@ -108,6 +108,7 @@ def run_config(args: argparse.Namespace, labels: LabelSet) -> Row:
     config |= {"leave_out": sorted(args.leave_out), "label_set": labels.as_record()}
     config |= {"clips": file_digest(args.clips), "reasoning": [file_digest(path) for path in args.reasoning]}
     config["importance"] = file_digest(args.importance) if args.importance else None
+    config["question"] = question(labels.labels)
     config["assigner_model"] = model_digest(args.assigner_model) if args.assigner_model else None
     return config
 
@@ -313,8 +314,8 @@ def ask_modalities(engine: Any, processor: Any, sentences: Iterable[str]) -> Ite
     from migr.omni.prompt import render_prompt
 
     def request(number: int, sentence: str) -> Any:
-        question = ASK.format(sentence=sentence.replace("<|", "< |"))  # a special token's name is plain text here
-        return Request(f"sentence {number}", render_prompt(processor, question, False, False), None, tuple(CHOICES))
+        ask = ASK.format(sentence=sentence.replace("<|", "< |"))  # a special token's name is plain text here
+        return Request(f"sentence {number}", render_prompt(processor, ask, False, False), choices=tuple(CHOICES))
 
     requests = (request(number, sentence) for number, sentence in enumerate(sentences, 1))
     for generation in engine.generate(requests):

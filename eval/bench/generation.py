@@ -8,7 +8,8 @@ others decode in threads ahead of the engine, as the evaluation does. A clip's w
 its decoded file, processing (frames and sound into the model's tensors, text into tokens) and generating, which is the
 rest. Judging is a language model's: the same model reads the reasonings that it just wrote and names one of the labels.
 Prints a Markdown table for docs/benchmarks.md: the parts, clips a second, the ratios to one by one (on a machine with
-other work, look at CPU time, which includes all threads), and on how many clips the greedy responses are equal.
+other work, look at CPU time, which includes all threads), the GPU's idle share where there is one, and on how many
+clips the greedy responses are equal.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.bench.idle import Idle, percent
 from eval.run.options import prompt_of
 from eval.run.predict import question_for
 from migr.cli import Parser, settings_of
@@ -80,11 +82,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Timing:
-    """The fastest of some repetitions: seconds in all, of CPU time and by part, and the texts."""
+    """The fastest of some repetitions: seconds in all, of CPU time and by part, the GPU's idle share, and the texts."""
 
     total: float
     cpu: float
     parts: dict[str, float]
+    idle: float | None
     texts: list[str]
 
 
@@ -99,13 +102,13 @@ def timed(engine: Any, source: Iterable[Any], ask: Callable[[Any], Request], rep
         clock = Clock()
         engine.task.prepare = clock.around("processing", prepare)
         cpu = time.process_time()
-        with clock.measure("all"):
+        with clock.measure("all"), Idle() as gpu:
             requests = clock.waiting("decoding", ready(ask, source))
             texts = [answer.text for answer in engine.generate(requests)]
         engine.task.prepare = prepare
         total, cpu = clock.seconds.pop("all"), time.process_time() - cpu
         parts = {**clock.seconds, "generating": total - sum(clock.seconds.values())}
-        timings.append(Timing(total, cpu, parts, texts))
+        timings.append(Timing(total, cpu, parts, gpu.share, texts))
     return min(timings, key=lambda timing: timing.total)
 
 
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Timing], dict[str, Tim
 
     def answer(clip: Clip) -> Request:
         prompt = render_prompt(processor, question_for(clip, labels, ask), clip.has_video, clip.has_audio)
-        return Request(clip.clip_id, prompt, inputs.media(clip))
+        return Request(clip.clip_id, prompt, inputs.media(clip))  # without names: no way gains from the one before
 
     def name(text: str) -> Request:
         prompt = render_prompt(processor, filled(judge, text), video=False, audio=False)
@@ -148,13 +151,23 @@ def show(title: str, unit: str, count: int, timings: dict[str, Timing]) -> None:
     """Print one Markdown table: seconds, rate, ratio to one by one, the parts, CPU time, equal responses."""
     last = list(timings.values())[-1]
     parts = ("decoding", "processing", "generating")
-    head = [title, "seconds", f"{unit}/s", "times one by one", *(f"{part}, s" for part in parts), "CPU s", "equal"]
+    head = [
+        title,
+        "seconds",
+        f"{unit}/s",
+        "times one by one",
+        *(f"{part}, s" for part in parts),
+        "CPU s",
+        "GPU idle",
+        "equal",
+    ]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, timing in timings.items():
         equal = sum(a == b for a, b in zip(timing.texts, last.texts, strict=True))
         cells = [f"{timing.total:.2f}", f"{count / timing.total:.1f}", f"{last.total / timing.total:.1f}"]
         cells += [f"{timing.parts.get(part, 0.0):.2f}" for part in parts]
-        print(f"| {' | '.join([name, *cells, f'{timing.cpu:.2f}', f'{equal} of {count}'])} |")
+        cells += [f"{timing.cpu:.2f}", percent(timing.idle), f"{equal} of {count}"]
+        print(f"| {' | '.join([name, *cells])} |")
 
 
 def main() -> None:

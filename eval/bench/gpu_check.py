@@ -9,13 +9,15 @@ same process, on the same weights and clips, with the steps written out (forward
 that nothing but the way differs; the fastest of `--repeats` counts. Usual: transformers' own class, one row a step
 under gradient checkpointing, towers in every pass, each completion behind a prompt of its own, the adapter on top,
 evaluation one by one. Prints a Markdown table for docs/benchmarks.md, and each way's peak beside the memory estimate.
-vLLM needs the model as files: with --vllm it is written to --out (10 GB for the 3B model) and answers the same clips.
+vLLM needs the model as files: with --vllm it is written to --out (10 GB for the 3B model; a folder in memory, as
+/dev/shm, is fast), answers the same clips and samples for GRPO.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from eval.bench.idle import Idle, percent
 from eval.bench.memory_check import drawn, read
 from migr.cli import Parser
 from migr.clips.media import SAMPLE_RATE, Media, MediaSettings
@@ -57,7 +60,7 @@ def arguments() -> argparse.Namespace:
     add("--generations", type=int, default=8, help="completions of a clip in GRPO (default 8)")
     add("--new_tokens", type=int, help="sampled tokens (default 256; 24 with --tiny)")
     add("--repeats", type=int, default=3, help="the fastest of so many times counts (default 3)")
-    add("--vllm", action="store_true", help="evaluation by vLLM too")
+    add("--vllm", action="store_true", help="evaluation and GRPO by vLLM too")
     add("--tiny", action="store_true", help="a tiny model and few tokens, on the CPU")
     return parser.parse_args()
 
@@ -74,9 +77,11 @@ class Bench:
         thinker.requires_grad_(False)
         if args.tiny:
             thinker.float()  # CPUs are slow in half precision
+        self.inputs = OmniInputs(processor, self.media)
+        if args.vllm:  # before an adapter is in it
+            write_checkpoint(thinker, processor, args.out / "model")
         config = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, **LORA, task_type="CAUSAL_LM")
         self.model = get_peft_model(thinker, config).train()
-        self.inputs = OmniInputs(processor, self.media)
         self.clips = [self._clip(seed) for seed in range(args.rows)]
         self.features = [self.inputs.process(clip) for clip in self.clips]
         text = render_prompt(processor, question(DFEW), True, True)
@@ -135,7 +140,7 @@ class Bench:
     def sample(self, ours: bool) -> Tensor:
         """Completions of all clips: one prefill a clip, the adapter folded; or each alone, the adapter on top."""
         count = self.args.generations
-        options: dict[str, Any] = {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": True}
+        options = {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": True}
         options |= {"use_cache": True, "pad_token_id": self.inputs.processor.tokenizer.pad_token_id}
         batch = self.batch([row for row in self.features for _ in range(count)], 0)
         if ours:
@@ -146,8 +151,12 @@ class Bench:
             return self.model.generate(**batch, **options)
 
     def grpo(self, ours: bool) -> None:
-        """Sampling, the reference's pass and the policy's pass with its gradient, over all completions."""
+        """Sampling, then `learn`."""
         self.sample(ours)
+        self.learn(ours)
+
+    def learn(self, ours: bool) -> None:
+        """The reference's pass and the policy's pass with its gradient, over all completions."""
         count = self.args.generations
         rows = [i for i in range(len(self.clips)) for _ in range(count)]
         for reference in (True, False):
@@ -178,7 +187,7 @@ class Bench:
     def evaluate(self, one_by_one: bool) -> None:
         """Greedy answers to all clips, from decoded frames on."""
         size = 1 if one_by_one else len(self.clips)
-        options = {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": False}
+        options: dict[str, Any] = {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": False}
         with torch.no_grad():
             for start in range(0, len(self.clips), size):
                 rows = [self.inputs.process(clip) for clip in self.clips[start : start + size]]
@@ -196,27 +205,61 @@ def usual_class(thinker: Any) -> Iterator[None]:
         thinker.__class__ = ours
 
 
-def measure(function: Callable[[], Any], repeats: int) -> tuple[float, float | None]:
-    """Seconds (the fastest) and the peak in bytes, None on a CPU; once before to warm up."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one way: seconds (the fastest time), the peak in GiB and the GPU's idle share, None on a CPU."""
+
+    seconds: float
+    peak: float | None
+    idle: float | None
+
+
+def measure(function: Callable[[], Any], repeats: int) -> Cost:
+    """What a function costs, once it has run to warm up."""
     gpu, best = torch.cuda.is_available(), float("inf")
     function()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        if gpu:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best, torch.cuda.max_memory_allocated() if gpu else None
+    with Idle() as idle:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            if gpu:
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+    return Cost(best, torch.cuda.max_memory_allocated() / GIB if gpu else None, idle.share)
 
 
-def with_vllm(bench: Bench, out: Path) -> tuple[float, float | None]:
-    """vLLM's answers to the clips, the model written to `out` first; loading is left out."""
-    write_checkpoint(bench.thinker, bench.inputs.processor, out)
+def with_vllm(bench: Bench, out: Path) -> tuple[Cost, Cost]:
+    """vLLM's answers to the clips, and a GRPO step that it samples for; loading is left out.
+
+    Its weights are those of the start: a run hands over the adapter once a step.
+    """
     requests = [Request(str(i), bench.text, clip) for i, clip in enumerate(bench.clips)]
-    with open_engine(out, "vllm", max_new_tokens=bench.new) as engine:
-        return measure(lambda: list(engine.generate(requests)), bench.args.repeats)
+    count, repeats = bench.args.generations, bench.args.repeats
+    draws = [
+        replace(request, key=f"{request.key} {n}", media_keys=dict.fromkeys(("video", "audio"), request.key))
+        for request in requests
+        for n in range(count)
+    ]
+    # beside the trainer, which keeps what it has
+    options: dict[str, Any] = {"max_new_tokens": bench.new, "vllm_gpu_memory_utilization": 0.4}
+    with open_engine(out, "vllm", **options) as engine:
+        answering = measure(lambda: list(engine.generate(requests)), repeats)
+    with open_engine(out, "vllm", **options, temperature=1.0, batch_size=len(draws)) as engine:
+
+        def step() -> None:
+            list(engine.generate(draws))
+            bench.learn(True)
+
+        return answering, measure(step, repeats)
+
+
+def show(title: str, ours: Cost, usual: Cost) -> None:
+    """Print one row."""
+    peaks = ["–" if cost.peak is None else f"{cost.peak:.2f}" for cost in (ours, usual)]
+    cells = [f"{ours.seconds:.3f}", f"{usual.seconds:.3f}", f"{usual.seconds / ours.seconds:.1f}", *peaks]
+    print(f"| {' | '.join([title, *cells, percent(ours.idle), percent(usual.idle)])} |", flush=True)
 
 
 def main() -> None:
@@ -245,16 +288,18 @@ def main() -> None:
     ]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{'tiny' if args.tiny else bench.name} on {where}, {len(bench.prompt)} tokens a prompt, {bench.new} sampled")
-    print("| | ours, s | usual, s | times | peak ours, GiB | peak usual, GiB |\n|---|---|---|---|---|---|")
+    head = ["ours, s", "usual, s", "times", "peak ours, GiB", "peak usual, GiB", "GPU idle, ours", "usual"]
+    print(f"| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
+    usually: list[Cost] = []
     for title, ours, usual in ways:
-        fast, low = measure(ours, args.repeats)
+        cost = measure(ours, args.repeats)
         with usual_class(bench.thinker):
-            slow, high = measure(usual, args.repeats)
-        peaks = ["–" if peak is None else f"{peak / GIB:.2f}" for peak in (low, high)]
-        print(f"| {title} | {fast:.3f} | {slow:.3f} | {slow / fast:.1f} | {' | '.join(peaks)} |", flush=True)
+            usually.append(measure(usual, args.repeats))
+        show(title, cost, usually[-1])
     if args.vllm:
-        fast, _ = with_vllm(bench, args.out / "model")
-        print(f"| evaluation, {rows} clips, vLLM | {fast:.3f} | {slow:.3f} | {slow / fast:.1f} | – | – |")
+        answering, learning = with_vllm(bench, args.out / "model")
+        show(f"evaluation, {rows} clips, vLLM", answering, usually[-1])
+        show(f"GRPO step, {rows} x {args.generations}, vLLM", learning, usually[-2])
     if not args.tiny:
         whole = estimate(bench.name, "sft", bench.media, rows=rows, answer=ANSWER, checkpointing=False)
         print(f"estimated for SFT without checkpointing: {(whole.peak - CONTEXT) / (1 + SLACK) / GIB:.2f} GiB")

@@ -111,7 +111,7 @@ def gains(engine: Any, ask: Ask, batch: Sequence[tuple[Clip, str]], donor: Calla
                 if _same(other, whole.media):  # silence made silent: asked twice, rounding would show as a gain
                     unchanged[key] = clip.clip_id
                 else:
-                    requests.append(replace(whole, key=key, media=other))
+                    requests.append(whole.with_media(key, other, modality))
     scores = {score.key: score for score in engine.score(requests)}
     scores |= {key: scores[name] for key, name in unchanged.items()}
     rows: Row = {}

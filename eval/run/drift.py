@@ -238,7 +238,7 @@ class _Batch:
             if (name, text) not in pairs and parse(text).parts:
                 assert request.media is not None
                 with_clip = replace(request, key=f"clip {len(pairs)} {name}", begins=text)
-                without = replace(with_clip, key=f"blank {len(pairs)} {name}", media=blanked(request.media))
+                without = with_clip.with_media(f"blank {len(pairs)} {name}", blanked(request.media), "video", "audio")
                 pairs[name, text] = with_clip, without
         scores = iter(self.engine.score([request for pair in pairs.values() for request in pair]))
         gains = {}

@@ -30,7 +30,7 @@ from migr.text.format import parse
 from migr.text.labels import LabelSet
 
 if TYPE_CHECKING:
-    from migr.engine import Generation, Request
+    from migr.engine import Engine, Generation, Request
 
 _DEATHS = 2  # the engine died so often with a clip, the last time with this clip alone: it is left out
 _JUDGED_AT_ONCE = 64
@@ -151,7 +151,7 @@ def _generate(
     clips: Sequence[Clip], settings: GenerationSettings, out: Path, shard: tuple[int, int], done: set[str]
 ) -> None:
     """Generate this shard's pending clips, opening the engine again when it has died; adds them to `done`."""
-    from migr.engine import AT_ONCE, open_engine
+    from migr.engine import AT_ONCE
 
     own_devices(os.environ, settings.engine.tensor_parallel)
     ask = asker(settings)
@@ -159,8 +159,6 @@ def _generate(
     size = settings.engine.batch_size or AT_ONCE[backend]
     blocks = [clips[start : start + size] for start in range(0, len(clips), size)][shard[0] :: shard[1]]
     shard_clips = {clip.clip_id: clip for block in blocks for clip in block}
-    options = {**settings.engine.options(), **asdict(settings.decoding)}
-    options["audio_in_video"] = settings.media.audio_in_video
     files = [part(out.with_name(name), shard) for name in (out.name, *_BESIDE[:3])]
     stuck = False
     with (
@@ -183,7 +181,7 @@ def _generate(
                 return
             before = len(done)
             try:
-                with open_engine(settings.model, **options) as engine:
+                with opened(settings) as engine:
                     start = time.monotonic()
                     for stream in _streams(blocks, done, journal, backend):
                         for answer in engine.generate(_asked(ask, stream, journal)):
@@ -245,9 +243,20 @@ def asker(settings: GenerationSettings) -> Callable[[Clip], "Request"]:
 
     def ask(clip: Clip) -> Request:
         text = question_for(clip, settings.labels, settings.prompt)
-        return Request(clip.clip_id, render_prompt(processor, text, clip.has_video, clip.has_audio), inputs.media(clip))
+        prompt = render_prompt(processor, text, clip.has_video, clip.has_audio)
+        return Request(clip.clip_id, prompt, inputs.media(clip), inputs.media_keys(clip))
 
     return ask
+
+
+def opened(settings: GenerationSettings) -> "Engine":
+    """The engine that answers what `asker` asks."""
+    from migr.engine import open_engine
+
+    options = {**settings.engine.options(), **asdict(settings.decoding)}
+    return open_engine(
+        settings.model, **options, audio_in_video=settings.media.audio_in_video, cache_dir=settings.cache_dir
+    )
 
 
 def _row(answer: "Generation", label: str | None, labels: LabelSet) -> Row:

@@ -39,6 +39,7 @@ def open_engine(
     tensor_parallel: int = 1,
     vllm_gpu_memory_utilization: float = 0.9,
     audio_in_video: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Engine:
     """Load a model for generation. Use it in a `with` statement, or call its `close()`.
 
@@ -54,6 +55,8 @@ def open_engine(
         tensor_parallel: Number of GPUs that vLLM spreads the model over.
         vllm_gpu_memory_utilization: Share of a GPU's memory that vLLM takes, 0 to 1.
         audio_in_video: Sound and frames come interleaved, as in training with it; transformers only.
+        cache_dir: Folder where transformers keeps the towers' tokens of media that have a key (`migr.omni.towers`), and
+            finds those of other stages; None keeps them in memory.
 
     Returns:
         An object with `generate(requests)`, which yields one `Generation` a request, and `score(requests)`, which
@@ -83,7 +86,7 @@ def open_engine(
     adapter = model if (Path(model) / "adapter_config.json").is_file() else None
     base = check_model(adapter_base(model) if adapter else model)
     limit = min(max_model_length, thinker_config(base).text_config.max_position_embeddings)
-    inputs = OmniInputs(load_processor(base), MediaSettings(audio_in_video=audio_in_video))
+    inputs = OmniInputs(load_processor(base), MediaSettings(audio_in_video=audio_in_video), cache_dir)
     task = Task(inputs, max_new_tokens, temperature, seed, batch_size or AT_ONCE[backend], limit)
     if backend == "transformers":
         if tensor_parallel > 1:

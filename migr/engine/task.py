@@ -1,8 +1,8 @@
 """What is asked of an engine, what it answers, and the way from the one to the other that all engines share."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, Self
 
@@ -26,6 +26,8 @@ class Request:
         key: Names it in errors and in its `Generation`; with the seed it decides what is sampled.
         prompt: Chat text with one unexpanded placeholder a modality (`render_prompt`).
         media: The clip's frames and sound (either may be None), or None for text alone.
+        media_keys: Modality -> name of the very frames or sound that `media` holds (`OmniInputs.media_key`); what an
+            engine makes of them it then makes once. Media without a name are worked on anew.
         choices: The answer is exactly one of these strings, whatever `max_new_tokens` says; None leaves it free.
         begins: A given beginning of the answer: `generate` goes on behind it, `score` scores it.
     """
@@ -33,8 +35,14 @@ class Request:
     key: str
     prompt: str
     media: Media | None = None
+    media_keys: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] | None = None
     begins: str = ""
+
+    def with_media(self, key: str, media: Media, *changed: str) -> "Request":
+        """The same question about other frames or sound: those of the modalities `changed`."""
+        names = {modality: name for modality, name in self.media_keys.items() if modality not in changed}
+        return replace(self, key=key, media=media, media_keys=names)
 
 
 @dataclass(frozen=True)
@@ -121,8 +129,18 @@ class Task:
         # published generation configs do not always name both
         self.ends = [self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
 
-    def prepare(self, request: Request) -> tuple[list[int], Features]:
+    def process(self, request: Request) -> Features:
+        """The processors' outputs for the request's media."""
+        return self.inputs.process(request.media) if request.media is not None else {}
+
+    def prepare(
+        self, request: Request, process: Callable[[Request], Features] | None = None
+    ) -> tuple[list[int], Features]:
         """Prompt ids with expanded placeholders, then those of `begins`; and the media's features.
+
+        Args:
+            request: The request.
+            process: What makes features of its media, if not the method of that name.
 
         Raises:
             InputError: The media cannot be processed, do not fit the prompt, or are too long; names the request.
@@ -131,11 +149,12 @@ class Task:
         if request.choices is not None and not all(request.choices or ("",)):
             raise InputError(f"{request.key}: choices must be one or more strings, none empty, not {request.choices}")
         try:
-            features = self.inputs.process(request.media) if request.media is not None else {}
+            features = (process or self.process)(request)
             ids = self.inputs.prompt_ids(request.prompt, features)
         except (ValueError, IndexError, RuntimeError, TypeError) as error:  # InputError is a ValueError
             raise InputError(f"{request.key}: {error}") from error
-        for tensor, token in (("input_features", processor.audio_token), ("video_grid_thw", processor.video_token)):
+        marks = {"feature_attention_mask": processor.audio_token, "video_grid_thw": processor.video_token}
+        for tensor, token in marks.items():
             if tensor in features and self.tokenizer.convert_tokens_to_ids(token) not in ids:
                 raise InputError(f"{request.key}: too short for a single {token} token")
         ids += self.begins(request)[0]
@@ -174,7 +193,7 @@ class Task:
         return {text: i for i, text in self._bytes.items()}
 
     def allowed(self, choices: Sequence[str], prefix: Sequence[int]) -> list[int]:
-        """The tokens that may follow `said` so that a choice can still come out, in any spelling into tokens."""
+        """The tokens that may follow `prefix` so that a choice can still come out, in any spelling into tokens."""
         if any(token in self.ends for token in prefix):
             return self.ends
         text = b"".join(self._bytes[token] for token in prefix)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from migr.engine.task import Attention, Generation, Request, Score, Task
 from migr.omni.inputs import Features
 from migr.omni.thinker import thinker_of
+from migr.omni.towers import MEDIA, FrozenTowers
 
 
 class _PerRow(LogitsProcessor):
@@ -49,6 +50,7 @@ class TransformersEngine:
     def __init__(self, model: Any, task: Task):
         self.task = task
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.towers = FrozenTowers(thinker_of(self.model), task.inputs)
         # what this one leaves open, `generate` takes from the model's own: beams, biases, bans of n-grams
         self.model.generation_config = GenerationConfig()
         self.config = GenerationConfig(
@@ -107,7 +109,22 @@ class TransformersEngine:
     def _batches(self, requests: Iterable[Request]) -> Iterator[tuple[list[Request], list[tuple[list[int], Features]]]]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self.task.batch_size)):
-            yield batch, [self.task.prepare(request) for request in batch]
+            yield batch, [self.task.prepare(request, self._features) for request in batch]
+
+    @torch.inference_mode()
+    def _features(self, request: Request) -> Features:
+        """The media's features; those that have a name as tokens, which the towers make once."""
+        if request.media is None or not request.media_keys:
+            return self.task.process(request)
+        parts = {"video": request.media.frames, "audio": request.media.waveform}
+        keys = {modality: request.media_keys.get(modality) for modality, part in parts.items() if part is not None}
+        tokens = {modality: key and self.towers.tokens.get(key, modality) for modality, key in keys.items()}
+        raw = {} if all(tokens.values()) else self.task.process(request)
+        features: Features = {}
+        for modality, key in keys.items():
+            part = tokens[modality] or {name: raw[name] for name in MEDIA[modality]}
+            features |= self.towers.finish(key, part) if key else part
+        return features
 
     def _collate(self, rows: list[tuple[list[int], Features]]) -> dict[str, torch.Tensor]:
         width = max(len(ids) for ids, _ in rows)

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -73,7 +73,7 @@ class VllmEngine:
                     max_num_seqs=task.batch_size,
                     limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
                     mm_processor_cache_gb=0,  # every clip comes once
-                    enable_prefix_caching=False,
+                    enable_prefix_caching=True,  # requests about one clip share its prompt
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     seed=task.seed,
@@ -152,10 +152,11 @@ class VllmEngine:
             engine.abort_request(list(working))
 
     def _input(self, name: str, request: Request) -> Any:
-        return self.processed(name, *self.task.prepare(request))
+        ids, features = self.task.prepare(request)
+        return self.processed({m: request.media_keys.get(m, name) for m in ("video", "audio")}, ids, features)
 
-    def processed(self, name: str, ids: list[int], features: Features) -> Any:
-        """A processed input, which vLLM's engine takes as it is; what has the same name shares the towers' tokens."""
+    def processed(self, names: Mapping[str, str], ids: list[int], features: Features) -> Any:
+        """A processed input, which vLLM's engine takes as it is; media with the same name share the towers' tokens."""
         from vllm.inputs import mm_input, tokens_input
         from vllm.multimodal.inputs import MultiModalKwargsItems
 
@@ -181,7 +182,7 @@ class VllmEngine:
         return mm_input(
             ids,
             MultiModalKwargsItems.from_hf_inputs(BatchFeature(tensors), self.fields(tensors)),
-            {modality: [f"{name}-{modality}"] for modality in marks},
+            {modality: [f"{names[modality]}-{modality}"] for modality in marks},
             {modality: [self._range(ids, mark)] for modality, mark in marks.items()},
         )
 

@@ -23,10 +23,10 @@ from migr.files.records import atomic_path, digest
 from migr.importance.table import Features
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import check_model, load_thinker
+from migr.omni.towers import TOWERS, FrozenTowers
 
 MODALITIES = ("video", "audio", "text")
-TOWERS = ("video", "audio")
-POOLING = "mean, std of tower outputs"  # part of the cache key: change it with `pool`
+POOLING = "mean, std of tower outputs, a clip alone"  # part of the cache key: change it with `pool`
 TEXT_POOLING = "mean, std of token embeddings and of last hidden states"  # likewise, with `pool_text`
 
 
@@ -45,7 +45,7 @@ def tower_features(
         inputs: Prepares them; its settings and processor are part of the cache's key.
         model: Model folder, or a name on the Hugging Face Hub.
         cache_dir: Folder for the cache; None computes anew.
-        batch_size: Clips a forward pass.
+        batch_size: Transcripts a forward pass; the towers take a clip at a time, so that its tokens serve all stages.
         modalities: The ones to read, of `MODALITIES`.
 
     Returns:
@@ -56,20 +56,20 @@ def tower_features(
     """
     names, present = presence(clips, modalities)
     folder = None if cache_dir is None else Path(cache_dir) / "towers"
-    parts: list[tuple[str, Any, tuple[str, ...]]] = []
+    parts: list[tuple[str, tuple[str, ...]]] = []
     if any(name in TOWERS for name in names):
-        parts.append((towers_key(clips, inputs, model), pool, TOWERS))
+        parts.append((towers_key(clips, inputs, model), tuple(TOWERS)))
     if "text" in names:
-        parts.append((text_key(clips, inputs, model), pool_text, ("text",)))
+        parts.append((text_key(clips, inputs, model), ("text",)))
     thinker = None
     values: dict[str, Tensor] = {}
-    for key, pooled, keys in parts:
+    for key, keys in parts:
         file = None if folder is None else folder / f"{key}.safetensors"
         if file is not None and (known := _read(file)) is not None:
             values |= known
             continue
         thinker = thinker or load_thinker(model)
-        features = _compute(thinker, inputs, clips, batch_size, pooled, keys)
+        features = _compute(thinker, inputs, clips, batch_size, keys)
         _checked(clips, features)
         values |= features
         if file is not None:
@@ -86,16 +86,18 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 
 
 def _compute(
-    thinker: Any, inputs: OmniInputs, clips: Sequence[Clip], batch_size: int, pooled: Any, keys: Sequence[str]
+    thinker: Any, inputs: OmniInputs, clips: Sequence[Clip], batch_size: int, keys: Sequence[str]
 ) -> dict[str, Tensor]:
+    text = "text" in keys
     if torch.cuda.is_available():  # only what is run; the rest stays where it is
-        for part in (thinker.visual, thinker.audio_tower) if pooled is pool else (thinker.model,):
+        for part in (thinker.model,) if text else (thinker.visual, thinker.audio_tower):
             part.cuda()
+    towers = FrozenTowers(thinker, inputs)
     rows: list[dict[str, Tensor]] = []
-    what = "tower features" if pooled is pool else "text features"
-    with tqdm(total=len(clips), desc=what, unit="clip") as bar:
+    with tqdm(total=len(clips), desc="text features" if text else "tower features", unit="clip") as bar:
         for start in range(0, len(clips), batch_size):
-            rows += pooled(thinker, inputs, clips[start : start + batch_size])
+            batch = clips[start : start + batch_size]
+            rows += pool_text(thinker, inputs, batch) if text else [pool(towers, clip) for clip in batch]
             bar.update(len(rows) - bar.n)
     values = {}
     for name in keys:
@@ -111,23 +113,11 @@ def _checked(clips: Sequence[Clip], values: dict[str, Tensor]) -> None:
     ).check()
 
 
-@torch.inference_mode()
-def pool(thinker: Any, inputs: OmniInputs, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
-    """Run both towers on a batch and pool each clip's own tokens: modality -> (2 × tower output size,) float32, CPU."""
-    batch = inputs.collate([inputs.features(clip) for clip in clips])
-    device = thinker.visual.device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    tokens: dict[str, list[Tensor]] = {name: [] for name in TOWERS}
-    if "pixel_values_videos" in batch:
-        out = thinker.get_video_features(batch["pixel_values_videos"], batch["video_grid_thw"], return_dict=True)
-        tokens["video"] = list(out.pooler_output)
-    if "input_features" in batch:
-        mask = batch["feature_attention_mask"]
-        out = thinker.get_audio_features(batch["input_features"], mask, return_dict=True)
-        lengths = [inputs.family.audio_tokens(frames) for frames in mask.sum(1).tolist()]
-        tokens["audio"] = list(out.last_hidden_state.split(lengths))
-    queues = {name: iter(parts) for name, parts in tokens.items()}
-    return [{name: _mean_std(next(queues[name])) for name in TOWERS if name in clip.modalities} for clip in clips]
+def pool(towers: FrozenTowers, clip: Clip) -> dict[str, Tensor]:
+    """Pool the tokens of a clip: modality -> (2 × tower output size,) float32, on the CPU."""
+    features = towers.features(clip)
+    tokens = {"video": features.get("video_tokens", [None])[0], "audio": features.get("audio_tokens")}
+    return {name: _mean_std(values) for name, values in tokens.items() if values is not None}
 
 
 @torch.inference_mode()

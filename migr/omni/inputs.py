@@ -81,6 +81,10 @@ class OmniInputs:
         """Name of the clip's decoded media: its content, the settings and the streams that are used."""
         return digest(_content(clip.path), self._settings, clip.has_video, clip.has_audio)
 
+    def media_keys(self, clip: Clip) -> dict[str, str]:
+        """Modality -> name of its part of `media`."""
+        return dict.fromkeys((name for name in ("video", "audio") if name in clip.modalities), self.media_key(clip))
+
     def media(self, clip: Clip) -> Media:
         """Frames and sound of a clip (those of `has_video` and `has_audio`), from the cache if they are there.
 

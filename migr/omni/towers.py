@@ -1,8 +1,9 @@
 """Frozen towers run once a clip: their tokens are the same at every step, in every pass, in the next stage and run.
 
-SFT shows each clip once an epoch, GRPO once for each generation in three passes a step (sampling, reference, policy).
-Kept are the tokens, in main memory and, where there is a cache folder, on disk: under the clip's media key and a digest
-of the towers' weights, so that all stages and runs with the same towers share them, whatever the language model is.
+SFT shows each clip once an epoch, GRPO once for each generation in three passes a step (sampling, reference, policy);
+importance pools the same tokens, and the evaluation reads them. Kept are the tokens, in main memory and, where there is
+a cache folder, on disk: under the media's key and a digest of the towers' weights, so that all stages and runs with the
+same towers share them, whatever the language model is. So they are computed alike everywhere: without autocast.
 """
 
 import hashlib
@@ -49,13 +50,13 @@ class TowerTokens:
         features: Features = {}
         wanted = set(clip.modalities if modalities is None else modalities)
         for modality in (name for name in TOWERS if name in wanted):
-            tokens = self.get(clip, modality)
+            tokens = self.get(self.inputs.media_key(clip), modality)
             features |= self.inputs.features(clip, [modality]) if tokens is None else tokens
         return features
 
-    def get(self, clip: Clip, modality: str) -> Features | None:
-        """What is known of a clip's modality: its tokens, and its grid or mask."""
-        name = f"{self.inputs.media_key(clip)}-{modality}"
+    def get(self, key: str, modality: str) -> Features | None:
+        """What is known of a part of the media with this key (`OmniInputs.media_key`): tokens, and grid or mask."""
+        name = f"{key}-{modality}"
         if (tokens := self._memory.get(name)) is not None or self.folder is None:
             return tokens
         try:
@@ -65,9 +66,9 @@ class TowerTokens:
         self._keep(name, tokens)
         return tokens
 
-    def put(self, clip: Clip, modality: str, tokens: Features) -> None:
-        """Keep a clip's tokens."""
-        name = f"{self.inputs.media_key(clip)}-{modality}"
+    def put(self, key: str, modality: str, tokens: Features) -> None:
+        """Keep tokens."""
+        name = f"{key}-{modality}"
         self._keep(name, tokens)
         if self.folder is not None:
             with atomic_path(self._file(name)) as partial:
@@ -99,31 +100,30 @@ class FrozenTowers:
 
     @cached_property
     def tokens(self) -> TowerTokens:
-        """What is kept; from the first use on, the towers' device, type and autocast must stay as they are."""
+        """What is kept; from the first use on, the towers' device and type must stay as they are."""
         return TowerTokens(self.inputs, self.digest, self._memory)
 
     @property
     def digest(self) -> str:
         """Hash of all that decides tokens beside the clip: weights, shapes, how they are computed, the processor."""
-        device = self.thinker.visual.device.type
         processor = self.inputs.processor
         facts = [
             self.thinker.config.vision_config.to_json_string(),
             self.thinker.config.audio_config.to_json_string(),
             processor.video_processor.to_json_string(),
             processor.feature_extractor.to_json_string(),
-            [device, torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))],
+            self.thinker.visual.device.type,
             [getattr(self.thinker, tower).config._attn_implementation for tower in TOWERS.values()],
         ]
         return digest(weights_digest(self.thinker.visual, self.thinker.audio_tower), *facts)
 
     def features(self, clip: Clip, modalities: Iterable[str] | None = None) -> Features:
         """As `OmniInputs.features`, with tokens in place of pixels and sound, on the CPU."""
-        return self.finish(clip, self.tokens.features(clip, modalities))
+        return self.finish(self.inputs.media_key(clip), self.tokens.features(clip, modalities))
 
     @torch.no_grad()
-    def finish(self, clip: Clip, features: Features) -> Features:
-        """A clip's features of `TowerTokens.features`, on any device, with the tokens that were not known yet."""
+    def finish(self, key: str, features: Features) -> Features:
+        """Features of the media with this key, on any device, with tokens in place of what is pixels or sound yet."""
         made: dict[str, Features] = {}
         if "pixel_values_videos" in features:
             made["video"] = {name: features[name].cpu() for name in ("video_grid_thw", "video_second_per_grid")}
@@ -136,7 +136,7 @@ class FrozenTowers:
                 sound, mask = (features[name].to(device) for name in ("input_features", "feature_attention_mask"))
                 made["audio"]["audio_tokens"] = self.thinker.audio_tokens_of(sound, mask).cpu()
         for modality, tokens in made.items():
-            self.tokens.put(clip, modality, tokens)
+            self.tokens.put(key, modality, tokens)
             features = {name: value for name, value in features.items() if name not in MEDIA[modality]} | tokens
         return features
 
@@ -164,10 +164,11 @@ def weights_digest(*modules: nn.Module) -> str:
 
 @contextmanager
 def _evaluating(tower: nn.Module) -> Iterator[torch.device]:
-    """The tower in evaluation mode, as it would be asked again later: what is kept must not be drawn by dropout."""
-    training = tower.training
-    tower.eval()
+    """The tower in evaluation mode and in its own type, as it would be asked again later, by whatever stage."""
+    training, device = tower.training, next(tower.parameters()).device
+    tower.eval()  # what is kept must not be drawn by dropout
     try:
-        yield next(tower.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            yield device
     finally:
         tower.train(training)

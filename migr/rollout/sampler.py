@@ -1,7 +1,7 @@
 """vLLM that draws completions for GRPO: each from its own seed, each token with its log-probability.
 
-vLLM gets the very tensors that the trainer's forward gets, behind prompts expanded once (`VllmEngine`). It runs the
-towers once for all samples of a clip: the clip's content is the name of its tokens.
+vLLM gets the very tensors that the trainer's forward gets, behind prompts expanded once (`VllmEngine`). All samples of
+a clip share one pass of the towers and of the prompt: the clip's content is the name of its tokens.
 """
 
 from collections.abc import Mapping
@@ -96,9 +96,8 @@ class Sampler(VllmEngine):
         parameters = parameters.clone()
         parameters.seed = draw.seed
         engine: Any = self.llm.llm_engine
-        engine.add_request(
-            name := str(next(self._numbers)), self.processed(draw.media, draw.ids, draw.features), parameters
-        )
+        names = dict.fromkeys(("video", "audio"), draw.media)
+        engine.add_request(name := str(next(self._numbers)), self.processed(names, draw.ids, draw.features), parameters)
         return name
 
     def ended(self) -> dict[str, Drawn]:
@@ -115,6 +114,7 @@ class Sampler(VllmEngine):
 
     def reloaded(self) -> None:
         """To be called after the workers' weights have changed: that has emptied their store of the towers' tokens, and
-        the scheduler must know.
+        the scheduler must know; what it keeps of prompts is of the weights before.
         """
         self.llm.llm_engine.reset_encoder_cache()
+        self.llm.llm_engine.reset_prefix_cache()

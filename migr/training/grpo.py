@@ -122,8 +122,7 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
     def _tokens(self, clip: Clip) -> Features:
         if self._blank:
             return self.omni.process(blanked(self.omni.media(clip)))
-        with self.accelerator.autocast():
-            return self.towers.features(clip)
+        return self.towers.features(clip)
 
     def _media(self, rows: Sequence[int]) -> Features:
         media = self.omni.collate([self._tokens(self.clips[row]) for row in rows])

@@ -166,8 +166,7 @@ class OmniSFTTrainer(EndsOnce, SFTTrainer):
             freeze_unused(thinker)
         else:
             self.towers = FrozenTowers(thinker, collator.inputs)
-            with self.accelerator.autocast():
-                collator.tokens = self.towers.tokens
+            collator.tokens = self.towers.tokens
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -182,8 +181,8 @@ class OmniSFTTrainer(EndsOnce, SFTTrainer):
 
     def _media(self, clips: Sequence[str], rows: Sequence[Features]) -> Features:
         assert self.towers is not None
-        with self.accelerator.autocast():
-            rows = [self.towers.finish(self.clips[clip], row) for clip, row in zip(clips, rows, strict=True)]
+        keys = [self.towers.inputs.media_key(self.clips[clip]) for clip in clips]
+        rows = [self.towers.finish(key, row) for key, row in zip(keys, rows, strict=True)]
         device = self.accelerator.device
         return self.towers.inputs.collate([{name: value.to(device) for name, value in row.items()} for row in rows])
 

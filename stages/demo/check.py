@@ -75,10 +75,10 @@ def main() -> None:
             if not audio:
                 media = replace(media, waveform=None)
             prompt = render_prompt(processor, ANSWER_DIRECTLY, video, audio)
-            yield Request(f"{clip.clip_id} ({' and '.join(names)})", prompt, media, choices)
+            yield Request(f"{clip.clip_id} ({' and '.join(names)})", prompt, media, inputs.media_keys(clip), choices)
 
     # Run
-    with open_engine(args.model, **settings_of(EngineSettings, args).options()) as engine:
+    with open_engine(args.model, **settings_of(EngineSettings, args).options(), cache_dir=args.cache_dir) as engine:
         answers = engine.generate(requests())
         texts = [row.text for row in tqdm(answers, "asking", len(questions), unit="answer")]
 

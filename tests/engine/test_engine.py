@@ -110,6 +110,30 @@ def test_greedy_tokens_are_those_of_the_plain_model(engines, requests, plain, ba
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_media_with_a_name_are_worked_on_once_and_answered_alike(engines, requests, plain, backend):
+    """Each clip is asked about twice more, whole and as sound alone, under names of its frames and of its sound."""
+    engine, runs = engines[backend], []
+    both = [replace(item, media_keys={"video": f"v{i}", "audio": f"a{i}"}) for i, item in enumerate(requests[:6])]
+    if backend == "transformers":
+        thinker = engine.towers.thinker
+        hooks = [
+            tower.register_forward_hook(lambda *_: runs.append(1)) for tower in (thinker.visual, thinker.audio_tower)
+        ]
+    assert [item.token_ids for item in engine.generate([*both, *both])] == plain[:6] * 2
+    text = render_prompt(engine.task.inputs.processor, question(["happy", "sad"]), False, True)
+    sound = [replace(item, prompt=text, media=replace(item.media, frames=None, fps=None)) for item in both]
+    unnamed = [replace(item, media_keys={}) for item in sound]
+    named, expected = (engine.generate(items) for items in (sound, unnamed))
+    assert [item.token_ids for item in named] == [item.token_ids for item in list(expected)]
+    changed = both[0].with_media("other", media(5), "video", "audio")
+    assert changed.media_keys == {} and both[0].with_media("frames", media(5), "video").media_keys == {"audio": "a0"}
+    if backend == "transformers":
+        assert len(runs) == 12 + 2  # once a part; the unnamed sounds in two batches
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_video_sound_and_frame_rate_all_reach_the_model(engines, processor, backend):
     base, other = media(1), media(5)
     variants = [

@@ -24,6 +24,18 @@ def test_the_tiny_check_prints_a_ratio_for_every_part(monkeypatch, tmp_path, cap
     assert all(float(number) > 0 for row in rows for number in row[1:4])
 
 
+@pytest.mark.slow
+def test_vllm_answers_and_samples_in_the_tiny_check(monkeypatch, tmp_path, capfd):
+    from eval.bench import gpu_check
+
+    flags = ["--tiny", "--rows", "2", "--generations", "2", "--new_tokens", "4", "--repeats", "1", "--vllm"]
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *flags, "--out", str(tmp_path)])
+    gpu_check.main()
+    lines = [line for line in capfd.readouterr().out.splitlines() if ", vLLM |" in line]
+    assert [line.strip("| ").split(",")[0] for line in lines] == ["evaluation", "GRPO step"]
+    assert all(float(line.split(" | ")[1]) > 0 for line in lines)
+
+
 def test_without_a_gpu_it_is_refused(monkeypatch, tmp_path):
     from eval.bench import gpu_check
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from migr.clips.manifest import read_clips
+from migr.engine import Request, open_engine
+from migr.importance.features import tower_features
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_thinker
 from migr.omni.prompt import question, render_prompt
@@ -139,11 +141,38 @@ def test_another_process_finds_the_tokens_on_disk_and_other_towers_do_not(base_m
     assert len(runs) == 2 and all(torch.equal(once_more[name], tokens[name]) for name in tokens)
 
 
+def test_one_pass_of_the_towers_serves_importance_training_and_evaluation(base_model, omni_inputs, clips, tmp_path):
+    inputs, chosen = replaced(omni_inputs, tmp_path), clips[:3]
+    pooled = tower_features(chosen, inputs, base_model).values
+    runs = []
+    with open_engine(base_model, "transformers", max_new_tokens=2, cache_dir=tmp_path) as engine:
+        for tower in (engine.towers.thinker.visual, engine.towers.thinker.audio_tower):
+            tower.register_forward_hook(lambda *_: runs.append(1))
+        prompt = render_prompt(inputs.processor, "?", True, True)
+        requests = [Request(c.clip_id, prompt, inputs.media(c), inputs.media_keys(c)) for c in chosen]
+        assert len(list(engine.generate(requests))) == 3 and not runs
+    rows = [FrozenTowers(engine.towers.thinker, inputs).features(clip) for clip in chosen]
+    assert not runs
+    for row, mean in zip(rows, pooled["video"], strict=True):
+        torch.testing.assert_close(mean[: len(mean) // 2], row["video_tokens"][0].float().mean(0))
+
+
+def test_tokens_are_the_same_under_autocast_and_without(base_model, omni_inputs, clips):
+    inputs = OmniInputs(omni_inputs.processor, omni_inputs.settings)
+    towers = FrozenTowers(load_thinker(base_model, dtype="bfloat16"), inputs, memory=1)  # computed anew each time
+    alone = towers.features(clips[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        within = towers.features(clips[0])
+        digest = towers.digest
+    assert digest == towers.digest and alone["video_tokens"].dtype == torch.bfloat16
+    assert all(torch.equal(within[name], alone[name]) for name in alone)
+
+
 def test_kept_tokens_stay_within_the_memory_given(base_model, omni_inputs, clips):
     inputs = OmniInputs(omni_inputs.processor, omni_inputs.settings)
     towers = FrozenTowers(load_thinker(base_model, dtype="float32"), inputs, memory=1)
     first = towers.features(clips[0])
-    assert towers.tokens.get(clips[0], "video") is None
+    assert towers.tokens.get(inputs.media_key(clips[0]), "video") is None
     assert torch.equal(first["video_tokens"], towers.features(clips[0])["video_tokens"])
 
 
