@@ -2,7 +2,8 @@
 
 Nothing is computed: of a formula, the value counts that was stored when the file was saved. Spreadsheets come from
 anywhere, so all parts together may unpack to MAX_BYTES at most (the zip module stops at the sizes that the archive
-declares), and XML entities are refused, which openpyxl does where `defusedxml` is installed.
+declares), cells and their text are counted (many cells can refer to one long text), and XML entities are refused, which
+openpyxl does where `defusedxml` is installed.
 """
 
 import warnings
@@ -22,6 +23,8 @@ from migr.files.records import Row
 MAX_BYTES = 64 * 2**20  # unpacked; ten thousand captions in two languages take 6 MiB
 MAX_ROWS = 200_000  # blank ones too: a file can claim a row number without having the rows before
 MAX_COLUMNS = 256
+MAX_CELLS = 2_000_000  # that are not blank, of all sheets
+LONGEST_CELL = 100_000  # characters; Excel itself holds 32,767
 _HEADER = 5  # rows that may be the header: some sheets have a title above it
 _Cells = dict[int, str]  # column from 1 -> text; blank cells are left out
 
@@ -42,8 +45,8 @@ def spreadsheet_rows(path: Path, fits: Callable[[Sequence[str]], bool], need: st
         (row number in the sheet, row).
 
     Raises:
-        InputError: No such file, no .xlsx file, too large, no sheet or several ones with the wanted columns, a name
-            that two columns have, a cell with an error value; names file, row and column.
+        InputError: No such file, no .xlsx file, beyond one of the bounds above, no sheet or several ones with the
+            wanted columns, a name that two columns have, a cell with an error value; names file, row and column.
     """
     found: dict[str, list[tuple[int, _Cells]]] = {}
     headers: dict[str, int] = {}  # sheet -> index of its header
@@ -89,7 +92,8 @@ def _sheets(path: Path) -> dict[str, list[tuple[int, _Cells]]]:
                 )
             warnings.simplefilter("ignore")  # of styles and extensions, which are not looked at
             book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
-            return {sheet.title: _rows(path, sheet) for sheet in book.worksheets}
+            room = _Room(path)
+            return {sheet.title: _rows(sheet, room) for sheet in book.worksheets}
     except InputError:
         raise
     except Exception as error:  # what a broken file raises in the library has no common class
@@ -100,13 +104,35 @@ def _sheets(path: Path) -> dict[str, list[tuple[int, _Cells]]]:
         ) from None
 
 
-def _rows(path: Path, sheet: Any) -> list[tuple[int, _Cells]]:
+class _Room:
+    """What the cells of a file may still take, all sheets together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.cells, self.characters = path, MAX_CELLS, MAX_BYTES
+
+    def take(self, value: Any, sheet: Any, row: int, column: int) -> str:
+        """A cell's text; InputError if it is too long, or one too many."""
+        if isinstance(value, str) and len(value) > LONGEST_CELL:
+            place = f"sheet {sheet.title!r}, cell {get_column_letter(column)}{row}"
+            raise InputError(f"{self.path}: {place}: more than {LONGEST_CELL:,} characters")
+        text = _text(value)
+        self.cells -= 1
+        self.characters -= len(text)
+        if self.cells < 0 or self.characters < 0:
+            most = f"{MAX_CELLS:,} cells or {MAX_BYTES >> 20} million characters"
+            raise InputError(f"{self.path}: sheet {sheet.title!r}, row {row}: more than {most}; save the sheet alone")
+        return text
+
+
+def _rows(sheet: Any, room: _Room) -> list[tuple[int, _Cells]]:
     sheet.reset_dimensions()  # declared by whatever wrote the file, and sometimes wrong
     rows = []
     for number, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), 1):
         if number > MAX_ROWS:
-            raise InputError(f"{path}: sheet {sheet.title!r} goes on below row {MAX_ROWS:,}; remove what is there")
-        cells = {column: text for column, value in enumerate(row, 1) if value is not None and (text := _text(value))}
+            raise InputError(f"{room.path}: sheet {sheet.title!r} goes on below row {MAX_ROWS:,}; remove what is there")
+        values = ((column, room.take(value, sheet, number, column)) for column, value in enumerate(row, 1)
+                  if value is not None)  # fmt: skip
+        cells = {column: text for column, text in values if text}
         if cells:
             rows.append((number, cells))
     return rows

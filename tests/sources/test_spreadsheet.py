@@ -1,6 +1,7 @@
 """Spreadsheets as tables and captions: real .xlsx files, whole, odd and broken."""
 
 import re
+import tracemalloc
 import warnings
 import zipfile
 from datetime import date
@@ -169,6 +170,50 @@ def test_a_bomb_is_refused_by_its_directory_and_a_lie_there_does_not_unpack(tmp_
     lying.write_bytes(content[:at] + content[at:].replace(size, (90).to_bytes(4, "little")))
     with pytest.raises(InputError, match=r"cannot be read as \.xlsx"):
         read_reasoning(lying, "captions")
+
+
+SHARED = (
+    b'<Override PartName="/xl/sharedStrings.xml" ContentType="application/vnd.openxmlformats-officedocument.'
+    b'spreadsheetml.sharedStrings+xml"/>'
+)
+
+
+def shared(path, text, cells):
+    """An .xlsx with one shared text, to which this many cells refer."""
+    row = '<row r="{}">' + '<c t="s"><v>0</v></c>' * 100 + "</row>"
+    rows = "".join(row.format(number) for number in range(1, cells // 100 + 1))
+    whole = save(path.with_name("whole.xlsx"), a=CAPTIONS)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            part = source.read(name)
+            if name == "xl/worksheets/sheet1.xml":
+                part = f"<worksheet {SPACE}><sheetData>{rows}</sheetData></worksheet>"
+            elif name == "[Content_Types].xml":
+                part = part.replace(b"</Types>", SHARED + b"</Types>")
+            archive.writestr(name, part)
+        archive.writestr("xl/sharedStrings.xml", f"<sst {SPACE}><si><t>{text}</t></si></sst>")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("length", "cells", "message"),
+    [
+        (20_000_000, 200, "sheet 'a', cell A1: more than 100,000 characters"),
+        (90_000, 2000, "sheet 'a', row 8: more than 2,000,000 cells or 64 million characters"),
+        (2, 50_000, "sheet 'a', row 401: more than 40,000 cells"),
+    ],
+)
+def test_a_few_bytes_do_not_become_gigabytes(length, cells, message, tmp_path, monkeypatch):
+    if length == 2:
+        monkeypatch.setattr(spreadsheet, "MAX_CELLS", 40_000)  # two million take half a minute
+    file = shared(tmp_path / "t.xlsx", "x" * (length - 1) + " ", cells)
+    assert file.stat().st_size < 1 << 18
+    tracemalloc.start()
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        read_reasoning(file, "captions")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 256 << 20 and len(str(error.value)) < 500
 
 
 def test_a_sheet_cut_in_half_is_refused(tmp_path):
