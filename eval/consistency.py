@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         config = {**predict.generation_config(generation), "reward_judge": record and record.reward_judge, **judging}
         args.out.mkdir(parents=True, exist_ok=True)
         predictions = args.out / "predictions.jsonl"
-        claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite)
+        claim(args.out, config, [predictions, args.out / "judgements.jsonl"], args.overwrite, shared=True)
         if not predict.generate(clips, generation, predictions):
             return {}
         write_environment(args.out)
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             config["truth"] = file_digest(args.truth) if args.truth else None
             config |= {"by_order": True} if args.by_order else {}
             config |= {"count_missing": True} if args.count_missing else {}
-            claim(args.out, config, files, args.overwrite)
+            claim(args.out, config, files, args.overwrite, shared=True)
             read = convert(predictions, files[-1], labels, reading)
             predictions = files[-1]
     table = tally.read_predictions(predictions, labels, tally.read_lacking(args.clips, args.importance))
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if judge is not None:
         judgements = args.out / "judgements.jsonl"
         if args.predictions is not None and not read:
-            claim(args.out, config, [judgements], args.overwrite)
+            claim(args.out, config, [judgements], args.overwrite, shared=True)
         predict.judge_all(predictions, judge, judgements, len(table), labels)
         judge_facts = reliability(judge, texts, labels)
         judge_facts |= {"texts": args.judge_check or "shipped"} if texts else {}

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.files.claim import LOCK, clear, hold
 from migr.files.records import Row, write_environment
 from migr.sentiment import pickles, tables
 from migr.sentiment.sets import SETS, SentimentSet, sentiment_set
@@ -88,6 +89,9 @@ def main(argv: Sequence[str]) -> None:
     if args.features is not None and args.source in PICKLES:
         raise InputError("--features belongs to --source meld and cherma: pickles hold their own")
 
+    if args.out.exists() and not (args.out / "data.json").exists() and any(args.out.iterdir()):
+        raise InputError(f"--out {args.out}: holds something else; give another folder")
+
     # File
     start = time.perf_counter()
     if args.source in TABLES:
@@ -102,12 +106,16 @@ def main(argv: Sequence[str]) -> None:
     about = {"source": args.source, "file": str(args.file), "sha256": digest}
     about["published"] = dataset.files.get(digest or "")
     partial = args.out.with_name(f".{args.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    data = write_data(partial, splits, dataset, about, notes)
-    write_environment(partial)
+    hold(partial)
+    try:
+        clear(partial)  # what a kill has left
+        data = write_data(partial, splits, dataset, about, notes)
+        write_environment(partial)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    (partial / LOCK).unlink()
     if args.out.exists():
-        if not (args.out / "data.json").exists() and any(args.out.iterdir()):
-            raise InputError(f"--out {args.out}: holds something else; give another folder")
         shutil.rmtree(args.out)
     partial.rename(args.out)
 

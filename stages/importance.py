@@ -29,7 +29,7 @@ from migr.cli import Parser, settings_of
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
-from migr.files.claim import claim, finish, hold
+from migr.files.claim import claim, finish
 from migr.files.records import Row, digest, write_environment, write_json, write_jsonl
 from migr.importance import fit, trust
 from migr.importance.features import MODALITIES, features_key, presence, tower_features
@@ -134,7 +134,6 @@ def main() -> None:
     if claim(args.out, run, [args.out / "importance.jsonl", done], args.overwrite):
         print(f"importance: {args.out} is finished already")
         return
-    hold(args.out)
     features = tower_features(clips, inputs, args.model, cache, args.batch_size, modalities)
 
     # Run

@@ -5,6 +5,8 @@ were written; it stands in a record beside the output.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -20,35 +22,52 @@ LOCK = ".running"
 _held: dict[Path, IO[bytes]] = {}  # locks last as long as the process
 
 
+def _let_go() -> None:
+    """In a forked process: the lock is its parent's, and must not outlive that where a kill leaves workers behind."""
+    for file in _held.values():
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 def record_of(out: Path, is_file: bool) -> Path:
     """Where the record of an output stands: run.json in a folder, NAME.run.json beside a file."""
     return out.with_suffix(".run.json") if is_file else out / "run.json"
 
 
-def claim(out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite: bool = False) -> bool:
+def claim(
+    out: Path, config: Mapping[str, Any], files: Sequence[Path], overwrite: bool = False, shared: bool = False
+) -> bool:
     """Take an output for this run: go on with one of the same configuration, discard another only if told to.
+
+    A folder is held (`hold`) from then on.
 
     Args:
         out: Folder or file that the command writes.
         config: What the run is: JSON values; files and models by their content's digest.
         files: What the run writes, of which something may be there already.
         overwrite: Discard what is there.
+        shared: Several processes of this run share the folder, each writes files of its own.
 
     Returns:
         Whether this very run is finished already.
 
     Raises:
-        InputError: The files of another run are there, or of an unknown one.
+        InputError: The files of another run are there, or of an unknown one; or another process is at work there.
     """
     record = record_of(out, out in files)
     config = json.loads(json.dumps(config))  # as it will be read back
     beside = [record.parent / name for name in BESIDE] if record.name == "run.json" else []
     there = [file for path in files for file in parts(path)]
+    if there and not overwrite and is_finished(out, config, files):
+        return True
+    if not shared and out not in files:
+        hold(out)
     if overwrite:
         for file in (*there, *(file for path in beside for file in parts(path))):
             file.unlink(missing_ok=True)
-    elif there and is_finished(out, config, files):
-        return True
     write_json(record, config)
     return False
 
@@ -111,13 +130,23 @@ def hold(folder: Path) -> None:
         InputError: Another one is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() in _held:
+    file, own = (folder / LOCK).open("ab"), _held.get(folder.resolve())
+    if own is not None and os.path.sameopenfile(file.fileno(), own.fileno()):  # not a folder that took its place
+        file.close()
         return
-    file = (folder / LOCK).open("ab")
     if not lock(file.fileno(), wait=False):
         file.close()
         raise InputError(f"{folder}: another process is at work in it; wait for it, or give another folder")
     _held[folder.resolve()] = file
+
+
+def clear(folder: Path) -> None:
+    """Discard what is in a folder that this process holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _short(value: Any) -> str:

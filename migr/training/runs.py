@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -13,7 +12,7 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from migr.errors import InputError, printable
-from migr.files.claim import LOCK, differences, hold, refuse_other
+from migr.files.claim import clear, differences, hold, refuse_other
 from migr.files.fingerprint import file_digest
 from migr.files.records import read_object, sync_all, write_environment, write_json
 
@@ -138,11 +137,7 @@ def begin(output_dir: str | Path, *configs: Any, inputs: tuple[str, ...] = (), o
         refuse_other(folder, changed, "--output_dir")
     state.wait_for_everyone()
     if state.is_main_process and changed and overwrite:
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+        clear(folder)
     if state.is_main_process and (changed or old is None):
         write_environment(folder)
         write_json(recorded, {"run": own, "trainer": trainer})

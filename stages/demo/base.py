@@ -23,6 +23,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import exit_on_input_error
+from migr.files.claim import hold
 from migr.files.records import Row, digest, read_json, read_jsonl, write_json, write_jsonl
 from migr.omni.prompt import ANSWER_DIRECTLY, DESCRIBE, NAME
 from migr.omni.tiny import build_tiny
@@ -58,6 +59,8 @@ def main() -> None:
     if done.exists() and read_json(done)["digest"] == key:
         print(f"base: {args.out} holds this model already")
         return
+
+    hold(args.out)
 
     # Run
     build_tiny(args.out, texts(), seed=args.seed)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.files.claim import hold
 from migr.files.records import read_json, write_json
 from stages.demo.runner import Step, check_settings, run_together, step_digest
 
@@ -136,8 +137,7 @@ def make(
         small: A few clips and two steps a stage.
 
     Raises:
-        InputError: A step failed, several processes would make the same files, or what is there was made with other
-            settings.
+        InputError: A step failed, another process makes the same files, or what is there was made with other settings.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
@@ -153,6 +153,7 @@ def make(
         todo = [step for step in plan if step.stage == stage and not step.output.exists()]
         print(f"[{number}/{len(stages)}] {stage}{'' if todo else ': there already'}", flush=True)
         if todo:
+            hold(run)
             before |= {step.name: now[step.name] for step in todo}
             write_json(settings, before)
             run_together(todo, run / "logs", seconds)

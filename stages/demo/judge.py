@@ -12,6 +12,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.files.claim import hold
 from migr.files.records import write_json
 from migr.judge import fit_classifier, open_judge
 from migr.judge.measure import labelled_texts, reliability
@@ -41,6 +42,7 @@ def main() -> None:
         raise InputError(f"{args.check}: {len(overlap)} texts also stand in {args.fit}: the measure would flatter")
 
     # Run
+    hold(args.out)
     lexicon = open_judge("lexicon", labels)
     fitted = fit_classifier(
         [r["text"] for r in sets[args.fit]], [r["emotion"] for r in sets[args.fit]], labels, args.out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
+from migr.files.claim import hold
 from migr.files.records import digest, read_json, write_json
 from migr.planted import clips as planted
 from migr.planted.variants import KINDS, make
@@ -39,6 +40,7 @@ def main() -> None:
             print(f"variants: {args.out} holds these clips already")
             return
         raise InputError(f"{args.out} holds other clips: give another --out, or remove it")
+    hold(args.out)
     counts = {"train": args.train, "test": args.test}
     rows = [KINDS[args.kind](args.seed, split, index) for split, count in counts.items() for index in range(count)]
     manifest = make(args.out, rows)
