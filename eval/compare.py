@@ -26,12 +26,13 @@ from eval.figures.codes import CELL_OF, MISSING, OUTCOMES, Ints, hidden_of, outc
 from eval.figures.metrics import check_resamples
 from eval.figures.paired import differences, mcnemar
 from eval.page.browser import run_of
+from eval.page.stored import read_metrics
 from eval.page.tables import comparison, percent
 from eval.report import write_page
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
 from migr.files.parsing import is_file
-from migr.files.records import Row, iter_jsonl, read_object, write_json, write_jsonl
+from migr.files.records import Row, iter_jsonl, write_json, write_jsonl
 from migr.text.labels import LabelSet, label_set
 
 
@@ -55,9 +56,7 @@ def read_side(folder: Path, name: str, label_name: str, dominants: tally.Dominan
     Raises:
         InputError: A file is missing or wrong, or the run was counted with another label set.
     """
-    settings = read_object(folder / "metrics.json").get("settings") or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{folder / 'metrics.json'}: settings must be an object")
+    settings = read_metrics(folder).get("settings") or {}
     labels = label_set(label_name)
     if settings.get("labels", labels.name) != labels.name:
         counted = settings["labels"]

@@ -20,6 +20,7 @@ from eval.figures.codes import MISSING, WITHOUT
 from migr.clips.manifest import read_clips
 from migr.errors import InputError
 from migr.files.records import Row, iter_jsonl
+from migr.sources.importance import checked_weights
 from migr.text.claims import absent_evidence
 from migr.text.format import MODALITIES, parse
 from migr.text.labels import LabelSet, bare_word
@@ -164,13 +165,16 @@ def read_dominants(path: Path) -> Dominants:
     """The dominant modality of each clip, from importance.jsonl.
 
     Raises:
-        InputError: A key is missing, a clip comes twice, or the modality is unknown.
+        InputError: A key is missing, a clip comes twice, a modality or weight is none; or there are no rows.
     """
     dominants = Dominants(_hashes(), _codes())
     for where, row in _rows(path, ("clip_id", "dominant"), dominants.clips):
         if row["dominant"] not in MODALITIES:
             raise InputError(f"{where}: dominant {row['dominant']!r} is none of {', '.join(MODALITIES)}")
+        checked_weights(row.get("importance", {}), where)
         dominants.codes.append(MODALITIES.index(row["dominant"]))
+    if not dominants.codes:
+        raise InputError(f"{path}: no importances in it")
     _unique(path, dominants.clips)
     return dominants
 

@@ -4,7 +4,6 @@ Files are read one line at a time and only the first `CLIPS_SHOWN` clips are kep
 more memory than one of twenty thousand.
 """
 
-import math
 import os
 import shutil
 from collections import Counter
@@ -21,6 +20,7 @@ from migr.errors import InputError
 from migr.files.parsing import is_file
 from migr.files.records import Row, iter_jsonl
 from migr.page import clean
+from migr.sources.importance import checked_weights
 from migr.text.claims import absent_evidence
 from migr.text.format import MODALITIES, Response, parse
 from migr.text.labels import LabelSet, label_set
@@ -260,19 +260,18 @@ def _clip(table: dict[str, Row], row: Row) -> Row | None:
 
 def _add_importance(table: dict[str, Row], path: Path) -> None:
     """Add importances to the clips that have none yet: runs on the same clips share them."""
+    row = None
     for row in iter_jsonl(path, ("clip_id", "dominant")):
         clip = _clip(table, row)
         if clip is None or "dominant" in clip:
             continue
         where = f"{path}: clip {row['clip_id']!r}"
-        weights = row.get("importance", {})
-        if row["dominant"] not in MODALITIES or not isinstance(weights, dict):
-            raise InputError(f"{where}: needs a dominant modality ({', '.join(MODALITIES)}) and its weights")
-        for modality, weight in weights.items():
-            number = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-            if modality not in MODALITIES or not number:
-                raise InputError(f"{where}: importance of {modality!r} is {weight!r}, not a number of a modality")
+        weights = checked_weights(row.get("importance", {}), where)
+        if row["dominant"] not in MODALITIES:
+            raise InputError(f"{where}: dominant {row['dominant']!r} is none of {', '.join(MODALITIES)}")
         clip["dominant"], clip["importance"] = row["dominant"], {m: weights[m] for m in MODALITIES if m in weights}
+    if row is None:
+        raise InputError(f"{path}: no importances in it")
 
 
 def _add_media(table: dict[str, Row], clips: Sequence[Clip], page: Path, copy: bool) -> None:

@@ -134,6 +134,8 @@ def convert(path: Path, out: Path, labels: LabelSet, reading: Reading = AS_IT_IS
             facts["n_wrapped"] += response != text
             ids.add(clip_id)
             yield {"clip_id": clip_id, "label": known or label, "response": response}
+        if not facts["n"]:
+            raise InputError(f"{path}: no predictions in it")
         if reading.by_order and reading.truth is not None and facts["n"] < len(order):
             raise InputError(
                 f"{path}: {facts['n']} rows, and {reading.truth} has {len(order)} clips: pairing by order needs as many"

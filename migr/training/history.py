@@ -1,12 +1,11 @@
 """What a training logged: its last rewards in a line, what should worry whoever started it, and its curves."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from migr.errors import InputError
-from migr.files.records import Row
+from migr.files.records import Row, read_object
 
 Curve = tuple[list[int], list[float]]  # steps, values
 
@@ -39,11 +38,10 @@ def read_history(run: str | Path) -> list[Row]:
     states = sorted((path for path in states if path.is_file()), key=lambda path: path.stat().st_mtime)
     if not states:
         raise InputError(f"{folder}: no trainer_state.json in it; name the output_dir of a training")
-    try:
-        history = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
-        rows = [row for row in history if "step" in row]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{states[-1]}: not what a trainer writes ({error})") from None
+    history = read_object(states[-1], finite=False, log_history=list)["log_history"]  # a trainer may log NaN
+    if not all(isinstance(row, dict) and isinstance(row.get("step", 0), int) for row in history):
+        raise InputError(f"{states[-1]}: log_history holds something else than a trainer's rows")
+    rows = [row for row in history if "step" in row]
     if not rows:
         raise InputError(f"{states[-1]}: nothing is logged yet")
     return rows
