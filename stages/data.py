@@ -222,8 +222,8 @@ def plant(args: argparse.Namespace) -> None:
         ({**pick(row, "clip_id", "label", "split", "planted"), "path": f"clips/{row['clip_id']}.mp4"} for row in rows),
     )
     write_jsonl(args.out / "excluded.jsonl", [])
-    told = (rewritten(row, annotator, args.seed) for row in rows)
-    reasoning = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in told)
+    described = (rewritten(row, annotator, args.seed) for row in rows)
+    reasoning = ({**pick(row, "clip_id", "segments", "conclusion"), "by": "planted"} for row in described)
     write_jsonl(args.out / "reasoning.jsonl", reasoning)
     write_jsonl(args.out / "judge_fit.jsonl", labelled_texts(args.seed, "test", 2100))
     write_jsonl(args.out / "judge_check.jsonl", labelled_texts(args.seed, "train", 700))

@@ -197,8 +197,8 @@ def main() -> None:
         row, importance = reasoning[clip.clip_id], weights.get(clip.clip_id)
         segments, conclusion = row.get("segments"), row.get("conclusion", "")
         if segments is None:
-            told = [modality for _, names in sentences[clip.clip_id] for modality in names]
-            every = dict.fromkeys((*told, *MODALITIES), "")  # as they come up
+            modalities = [modality for _, names in sentences[clip.clip_id] for modality in names]
+            every = dict.fromkeys((*modalities, *MODALITIES), "")  # as they come up
             # in every order alike, what speaks of several modalities goes with the more important one
             rank = order_of(clip, every, "dominant-first", importance or {})
             wanted = order_of(clip, every, args.order, importance, args.seed)

@@ -80,23 +80,18 @@ class Lenders:
         emotions = dict(zip(texts, emotions_of(judge, texts), strict=True))
         self.emotions = {name: emotions[beginning.text] for name, beginning in self.beginnings.items()}
         self.seed = seed
-        self._names: dict[tuple[str, str], list[str]] = {}
-        for name, beginning in self.beginnings.items():
-            if (emotion := self.emotions[name]) is not None:
-                self._names.setdefault((beginning.modality, emotion), []).append(name)
+        self._others: dict[tuple[str, str], list[str]] = {}
 
     def of(self, clip_id: str) -> str | None:
         """The clip that lends this one its beginning; None where its own cannot be read, or nobody else's differs."""
         beginning = self.beginnings.get(clip_id)
         if beginning is None or (emotion := self.emotions[clip_id]) is None:
             return None
-        others = [
-            name
-            for (modality, other), names in self._names.items()
-            if modality == beginning.modality and other != emotion
-            for name in names
-        ]
-        return drawn(self.seed, clip_id, others)
+        if (key := (beginning.modality, emotion)) not in self._others:
+            readable = ((name, other) for name, other in self.emotions.items() if other not in (None, emotion))
+            same = [name for name, _ in readable if self.beginnings[name].modality == beginning.modality]
+            self._others[key] = same
+        return drawn(self.seed, clip_id, self._others[key])
 
 
 def emotions_of(judge: Judge, texts: Sequence[str]) -> list[str | None]:
@@ -156,13 +151,13 @@ class _Batch:
 
     def rows(self, judge: Judge, labels: LabelSet) -> Iterator[Row]:
         behind = self._generated()
-        scored = {("said", name): self.responses[name] for name in self.requests}
+        scored = {("response", name): self.responses[name] for name in self.requests}
         scored |= {key: text for key, text in behind.items() if key[0] in ("video", "audio")}
         gains, attention = self._scored(scored), self._attended()
         read = self._read(behind, judge)
         for name, (clip, _) in self.requests.items():
             response = parse(self.responses[name])
-            modality, values = gains["said", name]
+            modality, values = gains["response", name]
             yield {
                 "clip_id": name,
                 "label": clip.label,
@@ -272,8 +267,8 @@ class _Batch:
                 texts |= dict.fromkeys((segment, conclusion))
             else:
                 texts[parse(text).plain] = None
-        said = [text for text in texts if text]
-        return {"": None, **dict(zip(said, emotions_of(judge, said), strict=True))}
+        words = [text for text in texts if text]
+        return {"": None, **dict(zip(words, emotions_of(judge, words), strict=True))}
 
 
 def _gains(response: Response, with_clip: "Score", without: "Score") -> Gains:

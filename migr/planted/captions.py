@@ -48,8 +48,8 @@ def captioned(clip: Row, seed: int, annotator: Annotator = APART, errors: float 
         shown = clip["planted"]["shown"][modality]
         wrong = shown in MISTAKEN and rng.random() < errors
         emotions[modality] = MISTAKEN[shown] if wrong else shown
-    told = annotator.tells(clip, emotions, seed)
-    segments = {modality: caption(clip, modality, emotion) for modality, emotion in told.items()}
+    emotions = annotator.tells(clip, emotions, seed)
+    segments = {modality: caption(clip, modality, emotion) for modality, emotion in emotions.items()}
     conclusion = wording.CONCLUSION[clip["planted"]["dominant"]][0][0]
     return {"clip_id": clip["clip_id"], "segments": segments, "conclusion": conclusion, "by": "captions"}
 

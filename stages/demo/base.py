@@ -81,8 +81,8 @@ def main() -> None:
         describe.append(direct)
         if args.coherence:
             written = ("video-first", "audio-first")[i // 2 % 2]
-            told = captioned(clip, args.seed, Annotator(args.coherence, written), args.caption_errors)
-            describe.append({**common, **story(told, list(told["segments"])), "modalities": both})
+            coherent = captioned(clip, args.seed, Annotator(args.coherence, written), args.caption_errors)
+            describe.append({**common, **story(coherent, list(coherent["segments"])), "modalities": both})
         if i % 2:
             task = format_task(captions, random.Random(f"format {args.seed} {i}"))
             describe.append({**common, **task, "modalities": []})

@@ -23,7 +23,7 @@ COLUMNS = {  # of the tables: figure -> heading
     "pull_answer": "pull, answer",
     "gain_fall": "evidence falls, nats",
     "order_inconsistent": "order: inconsistency",
-    "coherence": "coherence of the targets",
+    "text_coherence": "coherence of the targets, measured",
 }
 PARTS: dict[str, Callable[[Row], bool]] = {
     "Kinds of targets, with and without rewards": lambda row: row["base"] == "demo" and row["size"] == "400 x 6",
@@ -84,7 +84,7 @@ def collect(cells: Sequence[tuple[Row, Path, str, str]], bases: Path) -> list[Ro
         headline = {"headline": metrics["inconsistent_among_correct"], "war": metrics["war"], **by_dominant}
         truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
         text = read_json(folder / "coherence" / texts / "coherence.json")["coherence"]
-        figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "coherence": text}
+        figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
         rows.append({**fields, **figures, "folder": os.path.relpath(out, folder.parent)})
     return rows
 
@@ -139,7 +139,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         cells = []
         for name in COLUMNS:
             values = [row[name] for row in group if row.get(name) is not None]
-            shown = "{:.2f}".format if name in ("gain_fall", "coherence") else percent
+            shown = "{:.2f}".format if name in ("gain_fall", "text_coherence") else percent
             cells.append(shown(float(np.mean(values))) if values else "–")
         lines.append(f"| {' | '.join(map(str, (*key, len(group), *cells)))} |")
     return lines
@@ -152,13 +152,10 @@ def rule(gains: Sequence[Row]) -> list[str]:
     for q in sorted({row["coherence"] for row in main}):
         cells = []
         for rewards in ("none", "all"):
-            helps = [
-                f"{row['remedy']} ({_points(row)})"
-                for remedy in REMEDIES
-                for row in main
-                if (row["coherence"], row["rewards"], row["remedy"]) == (q, rewards, remedy) and _lowers(row)
-            ]
-            cells.append(", ".join(helps) or "nothing")
+            here = [row for row in main if (row["coherence"], row["rewards"]) == (q, rewards)]
+            tried = [row for remedy in REMEDIES for row in here if row["remedy"] == remedy]
+            helps = [f"{row['remedy']} ({_points(row)})" for row in tried if _lowers(row)]
+            cells.append(", ".join(helps) or ("nothing" if tried else "not run"))
         paid = [r for r in main if (r["coherence"], r["targets"], r["remedy"]) == (q, "video-first", "rewards")]
         lines.append(f"| {q:g} | {cells[0]} | {cells[1]} | {_points(paid[0]) if paid else 'not run'} |")
     return lines
@@ -194,7 +191,8 @@ def plot(gains: Sequence[Row], path: Path) -> None:
             axis.errorbar(values[:, 0], values[:, 1], yerr=reach, fmt="o", capsize=3, label=remedy)
     axis.set(xlabel="pull on the next segment, %", ylabel="change of inconsistent among correct, points")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -234,7 +234,7 @@ def test_free_text_is_taken_apart_by_its_sentences():
 # --- coherence of texts ---------------------------------------------------------------------------------------------
 
 
-def told(q, n, seed=0):
+def annotated(q, n, seed=0):
     """Texts of an annotator who goes on with the first emotion with probability q."""
     draw = random.Random(seed)
     rows = []
@@ -249,7 +249,7 @@ def told(q, n, seed=0):
 
 @pytest.mark.parametrize("q", [0.0, 0.3, 0.6, 0.9, 1.0])
 def test_coherence_is_the_probability_with_which_the_second_follows_the_first(q):
-    figures = coherence.measure(told(q, 2100, seed=3), 200, 0)
+    figures = coherence.measure(annotated(q, 2100, seed=3), 200, 0)
     low, high = figures["coherence_ci95"]
     assert figures["coherence"] == pytest.approx(q, abs=0.05) and low - 1e-9 <= q <= high + 1e-9
     assert figures["by_dominant"]["audio"]["coherence"] == pytest.approx(q, abs=0.05)
@@ -258,13 +258,13 @@ def test_coherence_is_the_probability_with_which_the_second_follows_the_first(q)
 
 
 def test_the_interval_of_coherence_holds_it():
-    hits = [coherence.measure(told(0.3, 300, seed), 100, seed)["coherence_ci95"] for seed in range(40)]
+    hits = [coherence.measure(annotated(0.3, 300, seed), 100, seed)["coherence_ci95"] for seed in range(40)]
     assert 34 <= sum(low <= 0.3 <= high for low, high in hits) <= 40
 
 
 def test_coherence_of_targets_is_measured_by_the_command(tmp_path):
     rows, clips = [], []
-    for i, row in enumerate(told(0.6, 280)):
+    for i, row in enumerate(annotated(0.6, 280)):
         segments = {m: says(m, e, m == row["dominant"]) for m, e in zip(row["order"], row["emotions"], strict=True)}
         target = render(segments, "So it is.", row["label"], row["order"])
         rows.append({"clip_id": f"c{i}", "label": row["label"], "target": target})
@@ -278,7 +278,7 @@ def test_coherence_of_targets_is_measured_by_the_command(tmp_path):
     assert figures["coherence"] == pytest.approx(0.6, abs=0.12) and figures["n_read"] == 280
     assert read_json(tmp_path / "out" / "coherence.json") == figures and figures["n_targets"] == 281
     first = read_jsonl(tmp_path / "out" / "coherence.jsonl")[0]
-    assert first == {"clip_id": "c0", **told(0.6, 1)[0]}
+    assert first == {"clip_id": "c0", **annotated(0.6, 1)[0]}
     assert set(main(flags)["by_dominant"]) == set()  # without clips nobody knows
 
 

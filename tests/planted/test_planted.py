@@ -203,10 +203,10 @@ def test_a_coherent_annotator_follows_what_was_written_first_with_probability_q(
             first = dominant if written == "dominant-first" else written.removesuffix("-first")
             (second,) = {"video", "audio"} - {first}
             assert cue_emotion(first, segments[first]) == shown[first]
-            told = cue_emotion(second, segments[second])
-            assert told in (shown[second], shown[first])
+            emotion = cue_emotion(second, segments[second])
+            assert emotion in (shown[second], shown[first])
             if shown[first] != shown[second]:
-                followed.append(told == shown[first])
+                followed.append(emotion == shown[first])
         assert np.mean(followed) == pytest.approx(q, abs=0.06) and len(followed) > 500
 
 

@@ -81,7 +81,7 @@ def written(run, cell, wrong, pull):
     write_json(folder / "drift" / "drift.json", drift)
     text = run / f"seed{cell.seed}" / "coherence" / cell.texts
     text.mkdir(parents=True, exist_ok=True)
-    write_json(text / "coherence.json", {"coherence": cell.coherence})
+    write_json(text / "coherence.json", {"coherence": cell.coherence + 0.05})
 
 
 def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
@@ -99,21 +99,21 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
     for seed in (1, 2):
         (bases / f"seed{seed}" / "clips").mkdir(parents=True)
         write_jsonl(bases / f"seed{seed}" / "clips" / "clips.jsonl", clips)
-    told = [*every, rewarded, Cell(3, "demo", 0.0, "video-first", "400 x 6", "none")]  # the last is not there yet
-    fields = [({**vars(cell)}, run / f"seed{cell.seed}", cell.texts, cell.name) for cell in told]
+    chosen = [*every, rewarded, Cell(3, "demo", 0.0, "video-first", "400 x 6", "none")]  # the last is not there yet
+    fields = [({**vars(cell)}, run / f"seed{cell.seed}", cell.texts, cell.name) for cell in chosen]
     rows = drift_report.collect(fields, bases)
     assert len(rows) == 13
-    drift_report.write(rows, len(told), run, run / "drift.md")
+    drift_report.write(rows, len(chosen), run, run / "drift.md")
     page = (run / "drift.md").read_text()
     assert "Run so far: 13 of 14 models" in page and "![benefit of each remedy](img/drift.png)" in page
     rule = {
         line.split(" | ")[0]: line for line in page[page.index("## The rule") :].splitlines() if line[:3] in ("| 0",)
     }
-    assert rule["| 0"] == "| 0 | nothing | nothing | not run |"
+    assert rule["| 0"] == "| 0 | nothing | not run | not run |"
     assert rule["| 0.6"].startswith("| 0.6 | rewritten (-25.0 points [") and "reordered" not in rule["| 0.6"]
     assert rule["| 0.6"].count("-29.0 points") == 1  # rewards behind video-first, seed 1
-    found = read_json(run / "results.json")
-    gain = next(r for r in found["benefits"] if r["remedy"] == "rewritten" and r["coherence"] == 0.6)
+    results = read_json(run / "results.json")
+    gain = next(r for r in results["benefits"] if r["remedy"] == "rewritten" and r["coherence"] == 0.6)
     low, high = gain["difference_ci95"]
     assert gain["difference"] == pytest.approx(-0.25) and low < -0.25 < high < 0 and gain["seeds"] == [1, 2]
     assert gain["pull_next"] == pytest.approx(0.6)
