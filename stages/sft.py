@@ -47,7 +47,7 @@ def main() -> None:
     from migr.training.prepare import read_all
     from migr.training.runs import CompleteMarker, begin, finish
     from migr.training.sft import OmniSFTTrainer, StopAtLoss, TargetCollator, check_targets, row_lengths
-    from migr.training.zero3 import check_zero3
+    from migr.training.zero3 import check_mixed, check_zero3
 
     check_zero3(config, args.lora_r)
     args.inherit_media(read_record(args.model))
@@ -66,6 +66,8 @@ def main() -> None:
     if missing := [row["clip_id"] for row in rows if row["clip_id"] not in clips]:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
     check_targets(args.targets, rows, clips)
+    chosen = ((row.get("modalities"), clips[row["clip_id"]].modalities) for row in rows)
+    check_mixed(config, args.lora_r, (own if own is not None else whole for own, whole in chosen))
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
     prompts = {row["prompt"] for row in rows}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -21,7 +22,7 @@ from migr.errors import InputError, as_input_error
 from migr.files.growing import alone, busy
 from migr.files.records import check_writable, read_object, sync, sync_all, write_json
 from migr.omni.adapters import check_adapter
-from migr.omni.family import family_of
+from migr.omni.family import QWEN2_5, family_of
 from migr.omni.load import HUB_NAME, check_model, load_processor, load_thinker
 
 SHARD = "5GB"
@@ -112,6 +113,8 @@ def write_checkpoint(model: Any, processor: Any, out: str | Path, beside: Mappin
         weights = {f"thinker.{name}": _own(tensor) for name, tensor in _as_published(model).items()}
         save_torch_state_dict(weights, folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
+        if family is QWEN2_5:  # transformers' whole model reads the talker's voices, even where there is no talker
+            torch.save({}, folder / "spk_dict.pt")
         for name, value in (beside or {}).items():
             write_json(folder / name, value)
         for file in folder.iterdir():

@@ -204,8 +204,7 @@ class OmniSFTTrainer(EndsOnce, SFTTrainer):
     def _idle(self, inputs: Features) -> list[Tensor]:
         """Weights of learning towers whose modality this process's batch lacks, where there are other processes.
 
-        They get a gradient of zero: without one, data parallelism stops at the next step, and ZeRO-2 adds up what
-        does not belong together, or waits for ever.
+        They get a gradient of zero: without one, data parallelism stops at the next step.
         """
         if self.towers is not None or self.accelerator.num_processes == 1:
             return []

@@ -7,6 +7,7 @@ and run often, so here each process keeps them whole, out of ZeRO-3's sight. The
 own clips ask.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,7 +36,31 @@ def check_zero3(config: Any, lora_r: int) -> None:
     if is_zero3(config) and not lora_r:
         raise InputError(
             "lora_r: 0 trains the towers too, and under ZeRO-3 a batch that lacks a modality on one process would hang "
-            "the others; use configs/accelerate/zero2.yaml, or a --lora_r above 0"
+            "the others; use configs/accelerate/ddp.yaml, or a --lora_r above 0"
+        )
+
+
+def check_mixed(config: Any, lora_r: int, shown: Iterable[Iterable[str]]) -> None:
+    """Refuse to train the towers under ZeRO-1 or ZeRO-2 on rows of unlike modalities.
+
+    DeepSpeed adds up the processes' gradients in the order in which they come, which is another one where a tower does
+    not run: measured, other sums than one process has, and no error. Plain data parallelism knows each by its name.
+
+    Args:
+        config: TRL's configuration.
+        lora_r: 0 trains all weights.
+        shown: The modalities of each row.
+
+    Raises:
+        InputError: The rows are not alike.
+    """
+    if lora_r or config.deepspeed_plugin is None or config.world_size == 1:
+        return
+    kinds = {" and ".join(name for name in TOWERS if name in row) or "text alone" for row in map(set, shown)}
+    if len(kinds) > 1:
+        raise InputError(
+            f"lora_r: 0 trains the towers too, and DeepSpeed adds up the wrong gradients where some rows have "
+            f"{sorted(kinds)[0]} and others {sorted(kinds)[-1]}; use configs/accelerate/ddp.yaml, or a --lora_r above 0"
         )
 
 

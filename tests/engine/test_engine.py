@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from migr.omni.export import write_checkpoint
 from migr.omni.load import load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import ANSWER_DIRECTLY, question, render_prompt
 from migr.omni.tiny import build_tiny
+from migr.settings import EngineSettings
 
 BACKENDS = ("vllm", "transformers")
 NEW = 12
@@ -185,6 +186,29 @@ def test_a_request_that_cannot_be_used_is_an_input_error_that_names_it(engines, 
         with pytest.raises(InputError, match=rf"^bad: .*{message}"):
             list(engines[backend].generate([requests[0], item]))
     assert next(iter(engines[backend].generate(requests))).token_ids == plain[0]
+
+
+def test_report_24_what_is_too_long_names_a_flag_that_every_command_with_an_engine_has(model, processor):
+    prompt = render_prompt(processor, ANSWER_DIRECTLY, True, True)
+    with (
+        open_engine(model, "transformers", max_model_length=64) as engine,
+        pytest.raises(InputError, match=r"exceed 64 tokens; .* raise max_model_length"),
+    ):
+        list(engine.generate([Request("long", prompt + "word " * 60, media(0))]))
+    assert "max_model_length" in {field.name for field in fields(EngineSettings)}
+
+
+@pytest.mark.slow
+def test_report_23_a_refusal_for_want_of_memory_names_the_flag(model):
+    script = (
+        "import sys\nfrom migr.engine import open_engine\nfrom migr.errors import exit_on_input_error\n"
+        "with exit_on_input_error():\n    open_engine(sys.argv[1], 'vllm')"
+    )
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "100000"}
+    run = [sys.executable, "-c", script, str(model)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "lower vllm_gpu_memory_utilization" in done.stderr.splitlines()[-1]
 
 
 def test_an_answer_that_is_cut_is_not_finished_and_its_text_is_its_tokens(engines, processor, requests):

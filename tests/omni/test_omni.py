@@ -385,6 +385,17 @@ def test_an_exported_adapter_answers_like_base_and_adapter(tiny, adapter, proces
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+def test_report_35_an_export_is_loaded_by_transformers_as_the_whole_model_without_a_talker(tiny, adapter, tmp_path):
+    from transformers import Qwen2_5OmniForConditionalGeneration
+
+    out = export(adapter, tmp_path / "merged")
+    whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(out)
+    assert not whole.has_talker
+    expected = load_thinker(out).state_dict()
+    found = whole.thinker.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_exporting_a_base_model_reproduces_it(tiny, tmp_path):
     out = export(tiny, tmp_path / "copy")
     assert contents(out) == contents(tiny)

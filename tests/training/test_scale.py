@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from migr.errors import InputError
 from migr.files.records import read_jsonl, write_jsonl
 from migr.omni.load import LORA, load_thinker
-from migr.training.zero3 import check_zero3, prepare_for_zero3
+from migr.training.zero3 import check_mixed, check_zero3, prepare_for_zero3
 
 KINDS = ("both", "silent", "blind", "silent", "blind", "both")  # in pairs, one for each process
 
@@ -163,11 +163,14 @@ def test_reports_19_20_25_on_two_processes(
 
 @pytest.mark.slow
 @needs_compiler
-def test_reports_20_25_under_zero2(all_weights, all_weights_alone, stage, tmp_path):
-    whole = {**all_weights, "per_device_train_batch_size": 1}
+def test_reports_20_25_under_zero2(all_weights, planted_run, stage, tmp_path):
+    """Rows that are alike are trained on; of others, see below."""
+    alike = {**all_weights, "clips": planted_run.clips, "targets": planted_run.targets}
+    stage("sft", **alike, per_device_train_batch_size=2, output_dir=tmp_path / "alone")
+    whole = {**alike, "per_device_train_batch_size": 1}
     run_both(two_processes("zero2_cpu.yaml"), tmp_path, {"whole": ("sft", whole)})
-    assert_learned_alike(tmp_path / "whole", all_weights_alone)
-    assert_same_weights(tmp_path / "whole", all_weights_alone)
+    assert_learned_alike(tmp_path / "whole", tmp_path / "alone")
+    assert_same_weights(tmp_path / "whole", tmp_path / "alone")
     (tmp_path / "whole" / "done.json").unlink()
     with pytest.raises(InputError, match=r"processes \(2, now 1\)"):
         stage("sft", **whole, output_dir=tmp_path / "whole")
@@ -249,10 +252,23 @@ def test_towers_kept_whole_are_no_part_of_the_model_and_work_as_before(warm_mode
 
 def test_training_all_weights_under_zero3_is_refused():
     config = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
-    with pytest.raises(InputError, match=r"lora_r: 0 .*zero2"):
+    with pytest.raises(InputError, match=r"lora_r: 0 .*ddp"):
         check_zero3(config, 0)
     check_zero3(config, 8)
     config.deepspeed_plugin.zero_stage = 2
     check_zero3(config, 0)
     config.deepspeed_plugin = None
     check_zero3(config, 0)
+
+
+def test_report_25_training_all_weights_under_zero2_on_unlike_rows_is_refused():
+    config = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2), world_size=2)
+    both, silent = ("video", "audio", "text"), ("video",)
+    with pytest.raises(InputError, match=r"some rows have video and others video and audio; use .*ddp\.yaml"):
+        check_mixed(config, 0, [both, silent])
+    check_mixed(config, 0, [both, ("audio", "video")])
+    check_mixed(config, 8, [both, silent])
+    config.world_size = 1
+    check_mixed(config, 0, [both, silent])
+    config.world_size, config.deepspeed_plugin = 2, None
+    check_mixed(config, 0, [both, silent])
