@@ -1,6 +1,7 @@
 """One kind of error for everything that a user can mend, and its one-line form on the command line."""
 
 import errno
+import gc
 import json
 import os
 import re
@@ -70,6 +71,7 @@ def exit_on_input_error() -> Iterator[None]:
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted; the same command goes on from what is done", file=sys.stderr)
+        gc.freeze()  # torch and trl leave so many objects that a last collection takes seconds
         sys.exit(130)
     except Exception as error:
         if os.environ.get("MIGR_DEBUG") == "1":
