@@ -48,7 +48,7 @@ def clips(planted_run, labels):
 
 @pytest.fixture(scope="module")
 def arguments(planted_run, training, warm_model, clips, label_file):
-    """Two clips a step, three steps."""
+    """Four clips a step, three steps."""
     return {
         **training,
         "clips": clips,
@@ -62,7 +62,7 @@ def arguments(planted_run, training, warm_model, clips, label_file):
         "learning_rate": 1e-4,
         "beta": 0.0,
         "temperature": 0.5,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 16,
         "num_generations": 4,
         "max_completion_length": 72,
     }
@@ -72,7 +72,7 @@ def arguments(planted_run, training, warm_model, clips, label_file):
 def hasty(monkeypatch):
     """No attempt of a request is repeated, nor waited for."""
     monkeypatch.setattr(endpoint_module, "ATTEMPTS", 1)
-    monkeypatch.setattr(endpoint_module, "SECONDS", 1.0)
+    monkeypatch.setattr(endpoint_module, "SECONDS", 2.0)
 
 
 def steps(folder):
@@ -142,7 +142,7 @@ def test_an_endpoint_that_fences_thinks_cuts_and_is_late_rewards(arguments, tmp_
     def reply(body):
         form = first_form.setdefault(body["messages"][0]["content"], forms[len(first_form) % len(forms)])
         if form == "late":
-            time.sleep(1.5)
+            time.sleep(3)
         if form != "cut":
             return says(form.format(label_of(body)))
         cut = body["max_completion_tokens"] == REPLY  # with more room it comes to an end
@@ -162,7 +162,8 @@ def test_an_endpoint_that_fences_thinks_cuts_and_is_late_rewards(arguments, tmp_
                 assert counts[question] == 1
         assert known(cache) == sum(form != "late" for form in first_form.values())
         # the same run again asks about nothing that was answered
-        run_stage("grpo", **arguments, judge=judge, judge_cache=cache, output_dir=tmp_path / "again")
+        again = arguments | {"max_steps": 1}
+        run_stage("grpo", **again, judge=judge, judge_cache=cache, output_dir=tmp_path / "again")
         more = Counter(asked(server)) - counts
         assert all(first_form[question] == "late" for question in more)
 
@@ -225,8 +226,8 @@ def text_model(planted_run, clips, labels, tmp_path_factory):
     own = {clip.clip_id: str(clip.label) for clip in read_clips(clips, labels)}
     hide = open_judge("lexicon", labels, hide_emotion_words=True).hide
     rows = read_jsonl(planted_run.targets)
-    said = {hide(parse(row["target"]).plain): own[row["clip_id"]] for row in rows}
-    return tiny_judges.build_text_model(tmp_path_factory.mktemp("judge") / "tiny-lm", said, labels)
+    replies = {hide(parse(row["target"]).plain): own[row["clip_id"]] for row in rows}
+    return tiny_judges.build_text_model(tmp_path_factory.mktemp("judge") / "tiny-lm", replies, labels)
 
 
 @pytest.mark.slow
@@ -252,7 +253,7 @@ def test_a_language_model_behind_vllms_own_server_rewards(arguments, text_model,
 def test_under_zero3_a_judge_that_holds_a_model_is_whole_on_each_process(kind, arguments, text_model, tmp_path):
     """The policy is spread over two processes, each of which judges what it sampled: perhaps nothing."""
     judge = f"llm:{text_model}" if kind == "language model" else tiny_judges.build_classifier(tmp_path / "tiny-emotion")
-    own = {**arguments, "per_device_train_batch_size": 4, "max_steps": 2, "save_strategy": "no"}
+    own = {**arguments, "per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "no"}
     script = [ROOT / "stages" / "grpo.py", *flags(**own, judge=judge, output_dir=tmp_path / "run")]
     run(tmp_path, [*two_processes("zero3_cpu.yaml"), *script])
     log = steps(tmp_path / "run")
