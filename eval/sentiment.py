@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.figures.metrics import check_resamples
 from eval.figures.sentiment import Scored, agreeing, compare, draw
 from eval.figures.sentiment_runs import Predictions, Reported, read_run, set_of, truths
 from migr.cli import Parser
@@ -147,8 +148,7 @@ def arguments(argv: Sequence[str]) -> Any:
     add("--resamples", type=int, default=2000, help="bootstrap resamples")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
     args = parser.parse_args(argv)
-    if args.resamples < 1:
-        raise InputError("--resamples must be at least 1")
+    check_resamples(args.resamples, args.seed)
     return args
 
 

@@ -169,8 +169,9 @@ def words(template: str, places: dict[str, Path]) -> list[str]:
 
 def remnants(out: Path) -> list[str]:
     """What a command that was refused left in its output, but for the records of a run that may go on."""
-    names = [path.name for path in out.rglob("*")] if out.is_dir() else [out.name] if out.exists() else []
-    return [name for name in names if name not in (".running", "run.json", "env.json", f"{out.stem}.run.json")]
+    paths = list(out.rglob("*")) if out.is_dir() else [out] if out.exists() else []
+    names = [path.name for path in paths if path.is_dir() or path.stat().st_size]
+    return [name for name in names if name not in (".running", "env.json") and not name.endswith("run.json")]
 
 
 def fresh(path: Path) -> Path:

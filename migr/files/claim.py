@@ -60,7 +60,8 @@ def claim(
     record = record_of(out, out in files)
     config = json.loads(json.dumps(config))  # as it will be read back
     beside = [record.parent / name for name in BESIDE] if record.name == "run.json" else []
-    there = [file for path in files for file in parts(path)]
+    # an empty one was opened by a run that found its input at fault
+    there = [file for path in files for file in parts(path) if overwrite or file.is_dir() or file.stat().st_size]
     if there and not overwrite and is_finished(out, config, files):
         return True
     if not shared and out not in files:

@@ -111,6 +111,13 @@ def test_an_output_goes_on_is_finished_or_is_refused(tmp_path):
         claim(out, config, [out])
 
 
+def test_what_an_attempt_with_broken_input_left_is_not_in_the_way(tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert not claim(out, {"model": "broken"}, [out])
+    out.touch()
+    assert not claim(out, {"model": "mended"}, [out])
+
+
 def test_differences_name_the_key_with_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "x": None}, {"a": {"b": 1, "c": 3}, "y": "z" * 99}
     assert differences(old, new) == ["a.c (2, now 3)", f"y (none, now {'z' * 60}…)"]
