@@ -148,9 +148,8 @@ def load_fusion(folder: Path, labels: LabelSet) -> Any:
         raise InputError(f"--importance {folder}: no fusion.safetensors (stages/importance.py writes it)")
     known = read_object(file.with_suffix(".json")).get("labels")
     if known != list(labels.labels):
-        raise InputError(
-            f"--importance {folder}: fitted on the labels {', '.join(known or [])}; give --labels to match"
-        )
+        names = ", ".join(map(str, known)) if isinstance(known, list) else str(known)
+        raise InputError(f"--importance {folder}: fitted on the labels {names[:200]}; give --labels to match")
     return load(file)
 
 

@@ -17,7 +17,7 @@ from migr.text.labels import DFEW
 sys.path.insert(0, str(Path(__file__).parent / "sentiment"))
 import files as sentiment_files
 
-N = 14
+N = 28
 
 
 def build(folder: Path) -> dict[str, Path]:

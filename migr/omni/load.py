@@ -17,6 +17,7 @@ from migr.files.records import read_object
 from migr.omni.adapters import attach_adapter
 from migr.omni.checks import OURS_ALONE, check_finite, check_processor, check_sizes, is_local, kernels_in
 from migr.omni.family import FAMILIES, Family, family_of
+from migr.omni.prompt import render_prompt
 
 # Matches the language model's projections and nothing else: the audio and the video tower have `q_proj` and the like
 # too, and a bare list of names would adapt them as well. PEFT matches it against whole module names.
@@ -43,7 +44,7 @@ def load_processor(path: str | Path) -> Any:
         A `Qwen2_5OmniProcessor` or `Qwen3OmniMoeProcessor`.
 
     Raises:
-        InputError: It is no model of a known family, or files are missing.
+        InputError: It is no model of a known family, files are missing, or its chat template cannot be used.
     """
     name = check_model(path)
     check_processor(name)
@@ -51,6 +52,7 @@ def load_processor(path: str | Path) -> Any:
         processor = model_family(name).processor.from_pretrained(name, **OURS_ALONE, local_files_only=is_local(name))
     if not processor.chat_template:
         raise InputError(f"{path}: the processor has no chat template (chat_template.jinja is missing)")
+    render_prompt(processor, "Which emotion?", True, True)  # one that cannot be used shows here, before any work
     return processor
 
 

@@ -5,6 +5,7 @@ run goes on, and a later one examines only what has changed. Folds can share the
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -190,5 +191,5 @@ def locate(row: Row, root: Path, folder: bool) -> tuple[Path | None, Row]:
         path = safe_path(row["path"], root, row["clip_id"])
     except InputError as error:
         return None, {"reason": "outside_root", "detail": str(error).removeprefix(f"{row['clip_id']}: ")}
-    there = path.is_dir() if folder else path.is_file()
+    there = os.path.isdir(path) if folder else os.path.isfile(path)  # also of a path that no file can have
     return (path, {}) if there else (None, {"reason": "missing", "detail": f"{path}: no such file or folder"})

@@ -109,13 +109,13 @@ def as_on_disk(folder: Path, path: str) -> str:
     Returns:
         The path itself if it is there, or if nothing (or more than one thing) there goes by its name.
     """
-    if (folder / path).exists():
+    if os.path.exists(folder / path):  # also of a path that no file can have
         return path
     place = PurePosixPath(path.replace("\\", "/"))
     parts: list[str] = []
     for part in place.parts:
         here = folder.joinpath(*parts)
-        if not (here / part).exists():
+        if not os.path.exists(here / part):
             same = _entries(here).get(_folded(part), [])
             part = same[0] if len(same) == 1 else part
         parts.append(part)
@@ -126,7 +126,7 @@ def as_on_disk(folder: Path, path: str) -> str:
 def _entries(folder: Path) -> dict[str, list[str]]:
     """What a folder holds, by its folded name."""
     entries: dict[str, list[str]] = {}
-    for name in os.listdir(folder) if folder.is_dir() else ():
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
         entries.setdefault(_folded(name), []).append(name)
     return entries
 

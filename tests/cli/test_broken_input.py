@@ -3,12 +3,19 @@
 Each command is run on whole input first, so that what is refused is the broken file and nothing else.
 """
 
+import json
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import whole
 from broken import KINDS, fresh, other_values, remnants, run, words
+from conftest import ROOT
+
+from migr.files.records import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +137,68 @@ def test_broken_input_is_one_line_and_leaves_nothing(command, number, name, worl
         for path in tmp_path.glob("out*"):
             fresh(path)
     assert not faults, f"{len(faults)} faults\n" + "\n\n".join(faults)
+
+
+# command, number of its line, and what is absurd about it
+ABSURD = {
+    ("eval/consistency.py", 0): ["--resamples 9", "--resamples 1000000001", "--resamples x", "--seed -1", "--limit 0",
+                                 "--seed 99999999999", "--judge_prices x", "--no_such 1"],
+    ("eval/compare.py", 0): ["--resamples 1", "--resamples 1000000001", "--seed -1", "--resamples nan", "--no_such"],
+    ("eval/sentiment.py", 0): ["--resamples 0", "--resamples 1000000001", "--seed -1", "--set none", "--as none"],
+    ("eval/judges.py", 0): ["--batch_size 0", "--max_model_length -1", "--dtype x", "--no_such 1"],
+    ("eval/report.py", 0): ["--labels nothing", "--no_such"],
+    ("stages/targets.py", 0): ["--order x", "--split nothing", "--leave_out x", "--no_such"],
+    ("stages/data.py", 0): ["--workers 0", "--workers 10000000", "--timeout nan", "--timeout inf", "--max_excluded nan",
+                            "--max_excluded 1", "--fold 9", "--seed 3", "--frame_rate 5", "--max_seconds -1"],
+    ("stages/features.py", 0): ["--set none", "--features .", "--no_such"],
+    ("stages/folds.py", 0): ["--folds 1 1", "--folds 99", "--set x", "--metrics ../../x", "--no_such"],
+    ("stages/demo/judge.py", 0): ["--labels nothing", "--no_such"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_an_absurd_setting_is_refused_before_work_starts(case, world, tmp_path, capsys):
+    command, number = case
+    faults = {}
+    for more in ABSURD[case]:
+        line = words(COMMANDS[command][number], {**world, "out": tmp_path / "out"})
+        if fault := run(command, [*line, *more.split()], capsys).fault():
+            faults[more] = fault
+    assert not faults and not list(tmp_path.iterdir()), faults
+
+
+LONG = {"a long name": "x" * 300, "a long path": "x/" * 2500 + "x", "half a character": "\ud83d.mp4", "NUL": "a\0b.mp4"}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_one_path_that_no_file_can_have_excludes_its_clip_alone(kind, world, tmp_path, capsys):
+    rows = [*read_jsonl(world["table_rows"]), {"path": LONG[kind], "label": "sad"}]
+    table = tmp_path / "table.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = {**world, "table_rows": table, "out": tmp_path / "out"}
+    ended = run("stages/data.py", [*words(COMMANDS["stages/data.py"][1], places), "--max_excluded", "0.5"], capsys)
+    assert ended.status == 0 and len(read_jsonl(tmp_path / "out" / "clips.jsonl")) == len(rows) - 1, ended.err
+    (excluded,) = read_jsonl(tmp_path / "out" / "excluded.jsonl")
+    assert excluded["reason"] in ("missing", "outside_root"), excluded
+
+
+def test_label_sets_have_bounds_and_each_label_can_be_answered(world, tmp_path, capsys):
+    for text, message in (("".join(f"word{i}\n" for i in range(501)), "501 labels"), ("happy\nmr.\n", "mr.")):
+        labels = tmp_path / "labels.txt"
+        labels.write_text(text)
+        line = words(COMMANDS["eval/judges.py"][0], {**world, "labels": labels, "out": tmp_path / "out"})
+        ended = run("eval/judges.py", line, capsys)
+        assert ended.fault() is None and message in ended.err, ended
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_command_goes_on_later(world, tmp_path):
+    line = words(COMMANDS["stages/demo/judge.py"][0], {**world, "out": tmp_path / "out"})
+    command = [sys.executable, str(ROOT / "stages/demo/judge.py"), *line]
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))  # noqa: E731
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=full)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "; make room, then" in ended.stderr
+    assert not remnants(tmp_path / "out")
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 OUTPUTS = {"a file": "file", "below a file": "file/sub", "a name too long": "x" * 300, "a path too long": "x/" * 3000}

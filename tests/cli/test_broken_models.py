@@ -103,6 +103,7 @@ TEMPLATES = {
     "template that refuses": written("chat_template.jinja", "{{ raise_exception('no') }}"),
 }
 ALL = CONFIG | TOWERS | TEMPLATES
+CAUSAL = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}  # a judge's is not read
 LOADED = CONFIG | TOWERS  # whatever stands in the template
 
 
@@ -174,7 +175,7 @@ COMMANDS = {
     "stages/memory.py": [("--config {sft_yaml} --model {model}", "model", CONFIG)],
     "stages/rollout_server.py": [("--model {model} --port 0", "model", CONFIG)],
     "eval/consistency.py": [("--clips {clips} --model {model} --judge lexicon ENGINE --out {out}", "model", ALL)],
-    "eval/judges.py": [("llm:{model} --texts {check} --engine transformers --out {out}", "model", ALL)],
+    "eval/judges.py": [("llm:{model} --texts {check} --engine transformers --out {out}", "model", CAUSAL)],
     "eval/explain.py": [
         ("{clip} --model {model} SMALL --out {out}.html", "model", ALL),
         ("{clip} --model {model} --importance {fusion} SMALL --out {out}.html", "fusion", FUSION),
@@ -192,10 +193,12 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     world = whole.build(folder)
     model = build_tiny(folder / "tiny", TEXTS)
-    thinker = get_peft_model(load_thinker(model), LoraConfig(r=2, task_type="CAUSAL_LM", **LORA))
+    thinker = get_peft_model(
+        load_thinker(model), LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, **LORA)
+    )
     thinker.peft_config["default"].base_model_name_or_path = str(model)
     thinker.save_pretrained(folder / "lora", save_embedding_layers=False)
-    net = build("dual-gate", dims={"video": 64, "audio": 64}, n_classes=7)
+    net = build("dual-gate", dims={"video": 256, "audio": 256}, n_classes=7)
     save(net, folder / "fusion" / "fusion.safetensors", labels=list(DFEW))
     rows = [{"clip_id": f"c{i}", "prompt": "Which?", "target": "<think>x</think><answer>sad</answer>"} for i in (1, 3)]
     write_jsonl(folder / "targets.jsonl", rows)
@@ -215,15 +218,20 @@ def test_a_broken_model_folder_is_one_line_and_leaves_nothing(command, number, p
     for word, more in SHORT.items():
         line = line.replace(word, more)
     faults = []
-    for kind, spoil in {**kinds, "missing": None, "a file": None}.items():
+    for kind, spoil in {"whole": None, **kinds, "missing": None, "a file": None}.items():
         folder = tmp_path / "broken"
-        if spoil is not None:
+        if (kind, command) == ("whole", "stages/rollout_server.py"):
+            continue  # it would serve
+        if kind == "whole":
+            shutil.copytree(places[name], folder)
+        elif spoil is not None:
             spoil(shutil.copytree(places[name], folder))
         elif kind == "a file":
             folder.write_text("x")
         ended = run(command, words(line, {**places, name: folder, "out": tmp_path / "out"}), capsys)
-        fault = ended.fault()
-        left = ", ".join(rest for path in tmp_path.glob("out*") for rest in remnants(path))
+        fault, left = ended.fault(), ", ".join(rest for path in tmp_path.glob("out*") for rest in remnants(path))
+        if kind == "whole":
+            fault, left = (ended.err[-500:] if ended.status else None), None
         if fault or left:
             faults.append(f"{kind}: {fault or left}")
         for path in tmp_path.iterdir():

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from migr.engine import Request, open_engine
 from migr.errors import InputError
 from migr.files.fingerprint import model_digest
+from migr.files.growing import lock
 from migr.judge import open_judge
 from migr.omni.adapters import check_saved
 from migr.omni.export import adapter_base, export
@@ -434,6 +435,17 @@ def test_an_adapter_never_makes_anybody_ask_the_hub(adapter, copy, monkeypatch):
     edit(folder / "adapter_config.json", lambda c: c.update(base_model_name_or_path="evil-org/evil-model"))
     with pytest.raises(InputError, match="evil-org/evil-model is not on this machine"):
         adapter_base(folder)
+
+
+def test_an_export_takes_away_what_a_killed_one_left_and_nothing_else(model, tmp_path):
+    dead, alive = tmp_path / ".out.aaaaaaaa", tmp_path / ".out.bbbbbbbb"
+    for folder in (dead, alive):
+        (folder / "new").mkdir(parents=True)
+        (folder / ".lock").touch()
+    with (alive / ".lock").open("r+b") as file:
+        assert lock(file.fileno(), wait=False)
+        export(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "out"]
 
 
 # How a model answers

@@ -1,5 +1,7 @@
 """What a training stage cannot leave to TRL's configuration is refused, with the reason."""
 
+from pathlib import Path
+
 import pytest
 
 import migr.omni  # noqa: F401  (mends the imports of trl, so it comes first)
@@ -7,9 +9,11 @@ import migr.omni  # noqa: F401  (mends the imports of trl, so it comes first)
 # isort: split
 from trl import GRPOConfig, SFTConfig
 
+from migr.clips.manifest import Clip
 from migr.errors import InputError
 from migr.training.arguments import GRPOArguments, SFTArguments, parse
 from migr.training.checks import FORCED, force, refused_by_trl
+from migr.training.sft import check_targets
 
 TYPES = {"sft": [SFTArguments, SFTConfig], "grpo": [GRPOArguments, GRPOConfig]}
 # A value of each field that is not the one that the stage needs
@@ -56,3 +60,39 @@ def test_what_the_stage_needs_is_set_and_output_dir_is_required(stage):
 def test_what_trl_refuses_is_one_line():
     with pytest.raises(InputError, match=r"^configuration: first second$"), refused_by_trl():
         raise ValueError("first\n second")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("learning_rate", "nan"), ("learning_rate", "-1"), ("learning_rate", "inf"),
+        ("per_device_train_batch_size", "0"), ("per_device_train_batch_size", "-3"),
+        ("gradient_accumulation_steps", "0"), ("lora_r", "-4"), ("lora_r", "1000000"), ("lora_dropout", "2"),
+        ("limit", "-1"), ("limit", "0"), ("seed", "-1"), ("num_train_epochs", "nan"), ("max_grad_norm", "nan"),
+    ],
+)  # fmt: skip
+def test_an_absurd_number_is_refused_before_anything_is_read(flag, value):
+    with pytest.raises(InputError, match=f"--{flag}: must be from .*, not "):
+        parse(TYPES["sft"], ["--output_dir", "x", "--use_cpu", "true", f"--{flag}", value])
+
+
+WHOLE = {"clip_id": "a", "prompt": "Which?", "target": "<think>x</think><answer>sad</answer>"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": None}, "prompt must be a text that is not empty"),
+        ({"target": 3}, "target must be a text that is not empty"),
+        ({"target": " "}, "target must be a text that is not empty"),
+        ({"target": "x" * 100_001}, "a target of 100001 characters; 100000 are the most"),
+        ({"target": "<think><|VIDEO|></think>"}, "target names .*, which stands for media"),
+        ({"modalities": ["smell"]}, "modalities must be some of video"),
+        ({"modalities": "video"}, "modalities must be some of video"),
+    ],
+)
+def test_targets_are_checked_before_the_first_step(change, message):
+    clips = {"a": Clip("a", Path("a.mp4"), "sad", "train", True, False)}
+    check_targets("t.jsonl", [WHOLE], clips)
+    with pytest.raises(InputError, match=f"t.jsonl: clip 'a': (a )?{message}"):
+        check_targets("t.jsonl", [{**WHOLE, **change}], clips)
