@@ -147,8 +147,8 @@ def main() -> None:
     # Save
     trainer.save_model(config.output_dir)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        check_saved(config.output_dir, trainer.model, args.adapter)
+    if trainer.is_world_process_zero() and not check_saved(config.output_dir, trainer.model, args.adapter):
+        print("note: the adapter is as it was: all gradients were zero (rewards that are all alike?)")
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         counts = {"clips": f"{len(clips)} of {args.clips}, split {args.split}", "importance": args.importance}

@@ -82,17 +82,20 @@ def attach_adapter(model: Any, path: str | Path, trainable: bool, own: Sequence[
     return adapted
 
 
-def check_saved(folder: str | Path, model: Any, start: str | Path | None = None) -> None:
-    """Read a trained adapter back from the disk: it must be the model's, finite, and changed by the training.
+def check_saved(folder: str | Path, model: Any, start: str | Path | None = None) -> bool:
+    """Read a trained adapter back from the disk: it must be the model's, and finite.
 
     Args:
         folder: Where it was saved.
         model: The `PeftModel` that was trained; under ZeRO-3 its weights need not be here.
         start: Folder of the adapter that the training began with; None where it began with a new one.
 
+    Returns:
+        Whether the training has changed it.
+
     Raises:
-        InputError: It is not there, damaged, empty or another one, has weights that are not finite, or is what the
-            training began with.
+        InputError: It is not there, damaged, empty or another one, has weights that are not finite, or is as new: then
+            nobody could load it.
     """
     file = Path(check_adapter(folder)) / "adapter_model.safetensors"
     with as_input_error(f"{file}: the saved adapter cannot be read back"):
@@ -104,16 +107,15 @@ def check_saved(folder: str | Path, model: Any, start: str | Path | None = None)
     }
     _check_fit(folder, {name: tensor.shape for name, tensor in saved.items()}, trained)
     check_finite(saved.items(), folder)
-    if start is None:
-        unchanged = changes_nothing(saved)
-    else:
-        before = load_file(Path(start) / "adapter_model.safetensors")
-        unchanged = all(torch.equal(before[name].to(tensor.dtype), tensor) for name, tensor in saved.items())
-    if unchanged:
+    if changes_nothing(saved):
         raise InputError(
             f"{folder}: the training has changed nothing: all gradients were zero (rewards that are all alike?), or "
             "the learning rate was (fewer steps than warmup_steps?)"
         )
+    if start is None:
+        return True
+    before = load_file(Path(start) / "adapter_model.safetensors")
+    return any(not torch.equal(before[name].to(tensor.dtype), tensor) for name, tensor in saved.items())
 
 
 def changes_nothing(tensors: Mapping[str, Tensor]) -> bool:

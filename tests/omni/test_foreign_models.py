@@ -382,14 +382,12 @@ SPOILT = {
 @pytest.mark.parametrize("kind", SPOILT)
 def test_report_32_a_saved_adapter_is_read_back_before_its_run_is_done(kind, model, adapter, copy):
     trained = load_thinker(model, adapter=adapter, trainable=True)
-    check_saved(adapter, trained)
-    with pytest.raises(InputError, match="has changed nothing"):
-        check_saved(adapter, trained, start=adapter)
+    assert check_saved(adapter, trained) and not check_saved(adapter, trained, start=adapter)
     folder = copy(adapter)
     change, message = SPOILT[kind]
     tensors(folder / "adapter_model.safetensors", change)
     with pytest.raises(InputError, match=message):
-        check_saved(folder, trained)
+        check_saved(folder, trained, start=adapter)
 
 
 SETTINGS = {

@@ -275,7 +275,7 @@ def test_an_importance_that_lacks_a_clip_is_named(complaint, grpo, planted_run, 
 
 def test_accelerate_launches_a_stage_and_passes_its_complaint_on(planted_run, base_model, tmp_path):
     given = flags(clips=planted_run.clips, model=base_model, cache_dir=planted_run.cache, output_dir=tmp_path / "run")
-    sizes = flags(limit=4, max_steps=1, per_device_train_batch_size=4)
+    sizes = flags(limit=4, max_steps=1, per_device_train_batch_size=4, warmup_steps=0)
     config = ["--config", ROOT / "configs" / "demo" / "sft.yaml"]
     command = [
         ACCELERATE,
