@@ -19,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from migr.clips.record import NAME, read_record
 from migr.errors import InputError, as_input_error
+from migr.files.claim import LOCK
 from migr.files.growing import alone, busy
 from migr.files.records import check_writable, read_object, sync, sync_all, write_json
 from migr.omni.adapters import check_adapter
@@ -139,7 +140,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 def _check_free(out: Path) -> Path:
     """Return the folder, or refuse to replace it if it is no checkpoint."""
-    if out.exists() and not (out / "config.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+    empty = out.is_dir() and all(path.name == LOCK for path in out.iterdir())  # whoever writes here may hold it
+    if out.exists() and not (out / "config.json").is_file() and not empty:
         raise InputError(f"{out}: exists and is no model folder; choose another one or remove it")
     return out
 
