@@ -1,16 +1,37 @@
 """What a rollout server checks of a draw before vLLM sees it: there, tensors that do not fit end the whole process."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from migr.engine.task import Task
-from migr.errors import InputError
+from migr.errors import InputError, as_input_error
 from migr.omni.inputs import AUDIO_KEYS, VIDEO_KEYS, Features
 
 LARGEST_GRID = 1 << 20  # patches of a clip
+
+
+def read_draws(
+    task: Task, words: Any, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[list[int], str, Features, int | None]]:
+    """The draws that a message asks for: token ids, the name of the media, their features, the seed.
+
+    Raises:
+        InputError: It is no such message, or a draw is none (`check_draw`); says what does not fit.
+    """
+    with as_input_error("the request cannot be used"):
+        features: dict[str, Features] = {media: {} for media, _ in words["prompts"]}
+        for name, tensor in tensors.items():
+            media, _, part = name.partition("/")
+            features[media][part] = tensor
+        draws = [(*words["prompts"][prompt], seed) for prompt, seed in words["draws"]]
+        for media, ids, seed in draws:
+            check_draw(task, ids, features[media], seed)
+    for media, ids, seed in draws:
+        yield ids, media, features[media], seed
 
 
 def check_draw(task: Task, ids: Any, features: Features, seed: Any) -> None:

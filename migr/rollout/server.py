@@ -11,7 +11,7 @@ from torch import Tensor
 
 from migr.errors import InputError, reason
 from migr.files.records import digest
-from migr.rollout.checking import check_draw
+from migr.rollout.checking import read_draws
 from migr.rollout.protocol import unpack
 from migr.rollout.sampler import Draw, Drawn, Sampler
 
@@ -107,16 +107,10 @@ class Desk:
             return job.answer.set_result({"drawn": []})
         if words["weights"] != self.version:
             raise InputError("the server has other weights by now; does another run use it, or was it started again?")
-        features: dict[str, dict[str, Tensor]] = {media: {} for media, _ in words["prompts"]}
-        for name, tensor in job.tensors.items():
-            media, _, part = name.partition("/")
-            features[media][part] = tensor
         names: list[str] = []
         try:
-            for prompt, seed in words["draws"]:
-                media, ids = words["prompts"][prompt]
-                check_draw(self.sampler.task, ids, features[media], seed)
-                names.append(self.sampler.begin(Draw(ids, media, features[media], seed), parameters))
+            for ids, media, features, seed in read_draws(self.sampler.task, words, job.tensors):
+                names.append(self.sampler.begin(Draw(ids, media, features, seed), parameters))
         except Exception:
             self.sampler.llm.llm_engine.abort_request(names)
             raise
