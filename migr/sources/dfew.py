@@ -8,7 +8,7 @@ Clip/clip_224x224*/<5-digit id>/*.jpg                                     face f
 from pathlib import Path
 
 from migr.errors import InputError
-from migr.sources.listed import SPLITS, Listed, files_by_number, need, once
+from migr.sources.listed import SPLITS, Listed, files_by_number, is_number, need, once
 from migr.sources.table import lines
 from migr.sources.tables import check_name, names_of
 from migr.text.labels import label_set
@@ -40,8 +40,8 @@ def read(root: Path, fold: int, frames: bool = False) -> Listed:
             where, name = f"{table}:{number}", names_of(row["video_name"])[-1]
             label = row["label"].strip().removesuffix(".0")
             check_name(where, row["video_name"])
-            if not (name.isascii() and name.isdigit()):
-                raise InputError(f"{where}: video_name must be a clip's number, not {row['video_name']!r}")
+            if not is_number(name):
+                raise InputError(f"{where}: video_name must be a clip's number, not {row['video_name'][:200]!r}")
             if label not in tuple("1234567"):
                 raise InputError(f"{where}: label must be 1 to 7, not {label!r}")
             clip_id = f"{int(name):05d}"

@@ -48,6 +48,11 @@ def need(path: Path, what: str) -> Path:
     return path
 
 
+def is_number(name: str) -> bool:
+    """Whether a clip's name is a number, of no more digits than a name has."""
+    return name.isascii() and name.isdigit() and len(name) <= 255
+
+
 def files_by_number(folder: Path, suffix: str) -> dict[int, str]:
     """Files named by a number (`7.mp4`, `00007.mp4`), in the folder or in folders below it: number -> relative path.
 
@@ -59,7 +64,7 @@ def files_by_number(folder: Path, suffix: str) -> dict[int, str]:
         folders.sort()
         for name in sorted(names):
             stem, dot, end = name.rpartition(".")
-            if dot and end.casefold() == suffix and stem.isascii() and stem.isdigit():
+            if dot and end.casefold() == suffix and is_number(stem):
                 path = Path(place, name).relative_to(folder).as_posix()
                 if int(stem) in files:
                     raise InputError(f"{folder}: {files[int(stem)]} and {path} are the same clip; remove one of them")

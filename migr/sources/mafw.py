@@ -8,7 +8,7 @@ Labels/descriptive_text.xlsx                                          captions: 
 from pathlib import Path
 
 from migr.errors import InputError
-from migr.sources.listed import SPLITS, Listed, files_by_number, need, once
+from migr.sources.listed import SPLITS, Listed, files_by_number, is_number, need, once
 from migr.text.labels import label_set
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -38,8 +38,8 @@ def read(root: Path, fold: int) -> Listed:
                 continue
             where, (name, _, label) = f"{file}:{number}", line.strip().partition(" ")
             stem = name.removesuffix(".mp4")
-            if not (stem.isascii() and stem.isdigit()) or not label.strip():
-                raise InputError(f"{where}: expected `00025.mp4 happiness`, not {line!r}")
+            if not is_number(stem) or not label.strip():
+                raise InputError(f"{where}: expected `00025.mp4 happiness`, not {line[:200]!r}")
             known = labels.canonical(label)
             if known is None:
                 raise InputError(f"{where}: label {label.strip()!r} is not one of {', '.join(labels.labels)}")
