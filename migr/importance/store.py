@@ -59,6 +59,8 @@ def load(path: str | Path) -> FusionNet:
         raise InputError(f"{path}: no such file")
     with as_input_error(f"{path}: no fusion network as {path.with_suffix('.json')} describes it"):
         weights = load_file(path)
+        if damaged := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"the weights of {damaged[0]} are not finite numbers")
         with torch.device("meta"):  # shapes alone: an absurd size takes no memory
             build(about["fusion"], **about["config"]).load_state_dict(weights, assign=True)  # type: ignore[attr-defined]
         net = build(about["fusion"], **about["config"])

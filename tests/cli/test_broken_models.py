@@ -103,7 +103,7 @@ TEMPLATES = {
     "template that refuses": written("chat_template.jinja", "{{ raise_exception('no') }}"),
 }
 ALL = CONFIG | TOWERS | TEMPLATES
-CAUSAL = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}  # a judge's is not read
+CAUSAL = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}  # not read where text alone is
 LOADED = CONFIG | TOWERS  # whatever stands in the template
 
 
@@ -168,7 +168,7 @@ COMMANDS = {
             "--clips {clips} --reasoning {free} --order video-first --assigner llm --assigner_model {model} "
             "--engine transformers --out {out}.jsonl",
             "model",
-            ALL,
+            CAUSAL,
         )
     ],
     "stages/demo/check.py": [("--clips {clips} --model {model} --split test ENGINE --out {out}.json", "model", ALL)],
@@ -202,7 +202,7 @@ def places(tmp_path_factory):
     save(net, folder / "fusion" / "fusion.safetensors", labels=list(DFEW))
     rows = [{"clip_id": f"c{i}", "prompt": "Which?", "target": "<think>x</think><answer>sad</answer>"} for i in (1, 3)]
     write_jsonl(folder / "targets.jsonl", rows)
-    (folder / "sft.yaml").write_text("clips: -\n")
+    (folder / "sft.yaml").write_text("clips: x\n")
     more = {
         "model": model,
         "adapter": folder / "lora",
@@ -220,8 +220,8 @@ def test_a_broken_model_folder_is_one_line_and_leaves_nothing(command, number, p
     faults = []
     for kind, spoil in {"whole": None, **kinds, "missing": None, "a file": None}.items():
         folder = tmp_path / "broken"
-        if (kind, command) == ("whole", "stages/rollout_server.py"):
-            continue  # it would serve
+        if kind == "whole" and command in ("stages/rollout_server.py", "stages/grpo.py"):
+            continue  # it would serve; random weights earn nothing that could be learned
         if kind == "whole":
             shutil.copytree(places[name], folder)
         elif spoil is not None:
