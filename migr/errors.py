@@ -70,8 +70,10 @@ def exit_on_input_error() -> Iterator[None]:
         sys.exit(1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("interrupted; the same command goes on from what is done", file=sys.stderr)
-        gc.freeze()  # torch and trl leave so many objects that a last collection takes seconds
+            print("interrupted; the same command goes on from what is done", file=sys.stderr, flush=True)
+        # torch and trl leave so many objects that a last collection takes seconds; without it, triton's complain
+        gc.freeze()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("MIGR_DEBUG") == "1":

@@ -20,6 +20,7 @@ def main() -> None:
         InputError: What accelerate itself says of its arguments, its configuration file or this machine.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # which process, how
@@ -31,6 +32,8 @@ def main() -> None:
             status = error.get_first_failure()[1].exitcode
         except subprocess.CalledProcessError as error:
             status = error.returncode
+        except (SignalException, KeyboardInterrupt):  # Ctrl-C: the stage has said so
+            status = 130
     sys.exit(status if status >= 0 else 128 - status)  # as a shell counts signals
 
 
