@@ -392,8 +392,8 @@ def test_report_35_an_export_is_loaded_by_transformers_as_the_whole_model_withou
     whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(out)
     assert not whole.has_talker
     expected = load_thinker(out).state_dict()
-    found = whole.thinker.state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    weights = whole.thinker.state_dict()
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 def test_exporting_a_base_model_reproduces_it(tiny, tmp_path):

@@ -47,9 +47,9 @@ def interrupt(folder, script, arguments, begun):
     finally:
         if in_session(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    said = (folder / "stderr").read_text()
-    assert said.rstrip().endswith("interrupted; the same command goes on from what is done")
-    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+    message = (folder / "stderr").read_text()
+    assert message.rstrip().endswith("interrupted; the same command goes on from what is done")
+    assert "Traceback" not in message and "KeyboardInterrupt" not in message
     again = subprocess.run([*map(str, command)], capture_output=True, timeout=240, check=False, **start)
     assert again.returncode == 0, again.stdout + again.stderr
     return again.stdout
@@ -67,9 +67,9 @@ def test_data_while_it_examines_clips(tmp_path):
     table.write_text("path,label\n" + "".join(f"clips/{number}.mp4,sad\n" for number in range(COUNT)))
     arguments = {"source": "table", "table": table, "out": tmp_path / "out", "workers": 2}
     probes = tmp_path / "out" / "probes.jsonl"
-    said = interrupt(tmp_path, "stages/data.py", arguments, lambda: lines_of(probes) >= 5)
+    output = interrupt(tmp_path, "stages/data.py", arguments, lambda: lines_of(probes) >= 5)
     assert len(read_jsonl(tmp_path / "out" / "clips.jsonl")) == COUNT
-    assert 0 < int(said.partition(" examined in")[0].split()[-1]) < COUNT  # what was done is not done again
+    assert 0 < int(output.partition(" examined in")[0].split()[-1]) < COUNT  # what was done is not done again
 
 
 @pytest.mark.slow
@@ -80,8 +80,8 @@ def test_training(kind, training, planted_run, warm_model, sft_adapter, tmp_path
     arguments = {**training, **own[kind], "model": warm_model, "max_steps": 12, "save_steps": 1, "learning_rate": 1e-3}
     arguments |= {"per_device_train_batch_size": 4, "output_dir": tmp_path / "run"}
     marker = tmp_path / "run" / "checkpoint-2" / "complete"
-    said = interrupt(tmp_path, f"stages/{kind}.py", arguments, marker.exists)
-    assert "going on from step" in said
+    output = interrupt(tmp_path, f"stages/{kind}.py", arguments, marker.exists)
+    assert "going on from step" in output
     assert read_json(tmp_path / "run" / "done.json")["steps"] == 12
 
 
