@@ -171,7 +171,11 @@ def remnants(out: Path) -> list[str]:
     """What a command that was refused left in its output, but for the records of a run that may go on."""
     paths = list(out.rglob("*")) if out.is_dir() else [out] if out.exists() else []
     names = [path.name for path in paths if path.is_dir() or path.stat().st_size]
-    return [name for name in names if name not in (".running", "env.json") and not name.endswith("run.json")]
+    return [
+        name
+        for name in names
+        if name not in (".running", "env.json", "inflight.jsonl") and not name.endswith("run.json")
+    ]
 
 
 def fresh(path: Path) -> Path:
