@@ -95,12 +95,14 @@ def read_media(
             return Media(None, None, timeline.waveform, len(timeline.waveform) / SAMPLE_RATE)
         places = frame_places(timeline, settings, path)
         frames: Iterable[np.ndarray] | None = None
-        if settings.backend == "decord" and plain(container, first := next(decoded(path, container, limit))):
+        first = next(decoded(path, container, limit), None) if settings.backend == "decord" else None
+        if first is not None and plain(container, first):
             frames = pictures_by_decord(path, timeline, places)
         if frames is None:
             shown = pictures(path, container, timeline, places, limit)
             first = next(shown)
             frames = map(upright, chain([first], shown))
+        assert first is not None, "pictures() gives one or raises"
         resized = resize(frames, display_size(container, first), settings, factor, path)
     return Media(resized, len(resized) / timeline.duration, timeline.waveform, timeline.duration)
 
