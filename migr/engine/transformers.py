@@ -109,21 +109,21 @@ class TransformersEngine:
     def _batches(self, requests: Iterable[Request]) -> Iterator[tuple[list[Request], list[tuple[list[int], Features]]]]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self.task.batch_size)):
-            yield batch, [self.task.prepare(request, self._features) for request in batch]
+            named = any(request.media_keys for request in batch)  # a batch is of tokens throughout, or has none
+            yield batch, [self.task.prepare(request, self._tokens if named else None) for request in batch]
 
     @torch.inference_mode()
-    def _features(self, request: Request) -> Features:
-        """The media's features; those that have a name as tokens, which the towers make once."""
-        if request.media is None or not request.media_keys:
-            return self.task.process(request)
+    def _tokens(self, request: Request) -> Features:
+        """The media's tokens; of those that have a name, the towers make them once."""
+        if request.media is None:
+            return {}
         parts = {"video": request.media.frames, "audio": request.media.waveform}
         keys = {modality: request.media_keys.get(modality) for modality, part in parts.items() if part is not None}
         tokens = {modality: key and self.towers.tokens.get(key, modality) for modality, key in keys.items()}
         raw = {} if all(tokens.values()) else self.task.process(request)
         features: Features = {}
         for modality, key in keys.items():
-            part = tokens[modality] or {name: raw[name] for name in MEDIA[modality]}
-            features |= self.towers.finish(key, part) if key else part
+            features |= self.towers.finish(key, tokens[modality] or {name: raw[name] for name in MEDIA[modality]})
         return features
 
     def _collate(self, rows: list[tuple[list[int], Features]]) -> dict[str, torch.Tensor]:

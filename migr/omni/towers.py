@@ -122,8 +122,8 @@ class FrozenTowers:
         return self.finish(self.inputs.media_key(clip), self.tokens.features(clip, modalities))
 
     @torch.no_grad()
-    def finish(self, key: str, features: Features) -> Features:
-        """Features of the media with this key, on any device, with tokens in place of what is pixels or sound yet."""
+    def finish(self, key: str | None, features: Features) -> Features:
+        """Features on any device, with tokens in place of what is pixels or sound yet; kept under the media's key."""
         made: dict[str, Features] = {}
         if "pixel_values_videos" in features:
             made["video"] = {name: features[name].cpu() for name in ("video_grid_thw", "video_second_per_grid")}
@@ -136,7 +136,8 @@ class FrozenTowers:
                 sound, mask = (features[name].to(device) for name in ("input_features", "feature_attention_mask"))
                 made["audio"]["audio_tokens"] = self.thinker.audio_tokens_of(sound, mask).cpu()
         for modality, tokens in made.items():
-            self.tokens.put(key, modality, tokens)
+            if key is not None:
+                self.tokens.put(key, modality, tokens)
             features = {name: value for name, value in features.items() if name not in MEDIA[modality]} | tokens
         return features
 

@@ -126,10 +126,14 @@ def test_media_with_a_name_are_worked_on_once_and_answered_alike(engines, reques
     unnamed = [replace(item, media_keys={}) for item in sound]
     named, expected = (engine.generate(items) for items in (sound, unnamed))
     assert [item.token_ids for item in named] == [item.token_ids for item in list(expected)]
+    mixed = [both[0], requests[1], replace(both[2], media_keys={"audio": "a2"}), requests[-1]]
+    assert [item.token_ids for item in engine.generate(mixed)] == [*plain[:3], plain[-1]]
     changed = both[0].with_media("other", media(5), "video", "audio")
     assert changed.media_keys == {} and both[0].with_media("frames", media(5), "video").media_keys == {"audio": "a0"}
     if backend == "transformers":
-        assert len(runs) == 12 + 2  # once a part; the unnamed sounds in two batches
+        assert (
+            len(runs) == 12 + 2 + 3
+        )  # once a part; the unnamed sounds in two batches; what has no name in the mixed one
         for hook in hooks:
             hook.remove()
 
