@@ -531,7 +531,9 @@ def resumed(stage, name, arguments, run, step, out):
     return out
 
 
-@pytest.mark.parametrize("step", [2, 3, 5], ids=["within epoch 0", "at the boundary", "within epoch 1"])
+@pytest.mark.parametrize(
+    "step", [2, 3, 5, 7], ids=["within epoch 0", "at the boundary", "within epoch 1", "at the end"]
+)
 def test_an_interrupted_sft_run_ends_like_an_uninterrupted_one(stage, sft_arguments, sft_run, step, tmp_path):
     torch.manual_seed(999)  # the state that counts is in the checkpoint
     out = resumed(stage, "sft", sft_arguments, sft_run, step, tmp_path)
