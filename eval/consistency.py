@@ -54,11 +54,11 @@ MOST_FOREIGN = 0.05  # of the reasonings may be in another language without a wo
 CIRCULAR = "what it finds consistent was paid for; take another judge for a figure to report"
 
 
-def check_texts(given: str | None, labels: LabelSet) -> list[Row]:
+def check_texts(name: str | None, labels: LabelSet) -> list[Row]:
     """The labelled texts to measure a judge on: those given, or the shipped ones if the set has all their emotions."""
-    if given == "none":
+    if name == "none":
         return []
-    return labelled_texts(Path(given), labels) if given is not None else shipped_texts(labels)
+    return labelled_texts(Path(name), labels) if name is not None else shipped_texts(labels)
 
 
 def notes(metrics: Row, labels: LabelSet, count_missing: bool) -> list[str]:

@@ -82,8 +82,8 @@ def arguments() -> tuple[argparse.Namespace, LabelSet]:
     parser.accept_keys(EngineSettings, GenerationSettings, "judge")
     args = parser.parse_args()
     if args.model is None:
-        made = parser.parse_args([str(args.clip), *demo_arguments("explain"), *sys.argv[1:]])
-        args = made
+        completed = parser.parse_args([str(args.clip), *demo_arguments("explain"), *sys.argv[1:]])
+        args = completed
     record = read_record(args.model)
     if record is not None:
         parser.inherit(args, record.media, record.source)
@@ -165,68 +165,68 @@ def weigh(
     from migr.omni.towers import FrozenTowers
 
     whole = thinker.get_base_model() if hasattr(thinker, "get_base_model") else thinker
-    found = pool(FrozenTowers(whole, inputs), clip)
-    for name, pooled in found.items():
+    features = pool(FrozenTowers(whole, inputs), clip)
+    for name, pooled in features.items():
         if net.config.dims.get(name) != len(pooled):
             raise InputError(
                 f"--importance: the network takes {net.config.dims.get(name)} {name} features, this model has "
                 f"{len(pooled)}; it was fitted on another model's towers"
             )
-    values = {name: found.get(name, torch.zeros(size))[None] for name, size in net.config.dims.items()}
-    present = torch.tensor([[name in found for name in net.config.dims]])
+    values = {name: features.get(name, torch.zeros(size))[None] for name, size in net.config.dims.items()}
+    present = torch.tensor([[name in features for name in net.config.dims]])
     with torch.inference_mode():
         out = net(values, present)
         target = torch.tensor([labels.index(answer)]) if answer is not None else predicted(out.logits)
         weights = importance_of(net.attribute(out, target), out.gate, present)[0].tolist()
-    named = {name: weight for name, weight in zip(net.config.dims, weights, strict=True) if name in found}
+    named = {name: weight for name, weight in zip(net.config.dims, weights, strict=True) if name in features}
     return named, labels.labels[int(target[0])]
 
 
-def show(found: Explanation, console: Console) -> None:
+def show(explanation: Explanation, console: Console) -> None:
     """Print bars, reasoning and answer."""
     console.print()
-    if found.importance is None:
+    if explanation.importance is None:
         console.print("no importance: give --importance, a folder of stages/importance.py", style="dim")
     else:
-        console.print(f"importance for {found.about}", style="bold")
-        for name, weight in found.importance.items():
+        console.print(f"importance for {explanation.about}", style="bold")
+        for name, weight in explanation.importance.items():
             bar = "█" * round(BAR * weight)
             console.print(Text.assemble(f"  {name:<6}", (f"{bar:<{BAR}}", COLOURS[name]), f" {weight:.2f}"))
     console.print()
-    reasoning = found.response.reasoning
+    reasoning = explanation.response.reasoning
     if reasoning is None:
         console.print("the response has no reasoning in the format; as it came:", style="dim")
-        console.print(Text(found.text))
+        console.print(Text(explanation.text))
     else:
         for name, text in reasoning.segments:
             console.print(Text.assemble((f"{name:<6}", f"bold {COLOURS[name]}"), " ", (text, COLOURS[name])))
         if reasoning.conclusion:
             console.print(Text(reasoning.conclusion))
     console.print()
-    raw = found.response.answer
-    said = found.answer or (f"{raw!r}, which is none of the labels" if raw else "none")
-    console.print(Text.assemble("answer ", (said, "bold")))
-    if not found.finished:
+    raw = explanation.response.answer
+    answer = explanation.answer or (f"{raw!r}, which is none of the labels" if raw else "none")
+    console.print(Text.assemble("answer ", (answer, "bold")))
+    if not explanation.finished:
         console.print("the answer was cut: raise --max_new_tokens", style="dim")
 
 
-def page(found: Explanation) -> str:
+def page(explanation: Explanation) -> str:
     """The same as one HTML file; everything inside, nothing fetched."""
-    frames, waveform = found.media.frames, found.media.waveform
+    frames, waveform = explanation.media.frames, explanation.media.waveform
     points, wave = (0, "") if waveform is None else _wave(waveform)
     return (
         environment(_TEMPLATES)
         .get_template("clip.html.j2")
         .render(
-            title=found.clip.path.name,
+            title=explanation.clip.path.name,
             frames=[] if frames is None else [_png(frame) for frame in frames[:16]],
             points=points,
             wave=Markup(wave),  # noqa: S704  (numbers of ours)
-            importance=found.importance,
-            about=found.about,
-            reasoning=found.response.reasoning,
-            text=found.text,
-            answer=found.answer or f"{found.response.answer or 'none'} (none of the labels)",
+            importance=explanation.importance,
+            about=explanation.about,
+            reasoning=explanation.response.reasoning,
+            text=explanation.text,
+            answer=explanation.answer or f"{explanation.response.answer or 'none'} (none of the labels)",
         )
     )
 
@@ -251,11 +251,11 @@ def main() -> None:
     """Ask, show, write."""
     args, labels = arguments()
     media, decoding = settings_of(MediaSettings, args), settings_of(DecodingSettings, args)
-    found = explain(args.clip, args.model, args.importance, labels, media, decoding)
-    show(found, Console())
+    explanation = explain(args.clip, args.model, args.importance, labels, media, decoding)
+    show(explanation, Console())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page(found), encoding="utf-8")
-    print(f"explain: {found.clip.path.name}, {found.answer or 'no answer'} -> {args.out}")
+    args.out.write_text(page(explanation), encoding="utf-8")
+    print(f"explain: {explanation.clip.path.name}, {explanation.answer or 'no answer'} -> {args.out}")
 
 
 if __name__ == "__main__":

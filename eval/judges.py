@@ -72,23 +72,25 @@ def main(argv: Sequence[str]) -> Row:
         texts = [row["text"] for row in rows]
 
     # Judgements
-    found = []
+    judgement_lists = []
     for judge in judges:
-        found.append(judge_texts(judge, texts))
+        judgement_lists.append(judge_texts(judge, texts))
         close(judge)
 
     # Figures
     figures: Row = {"texts": len(texts), "judges": [], "pairs": []}
-    for judge, judgements in zip(judges, found, strict=True):
+    for judge, judgements in zip(judges, judgement_lists, strict=True):
         about = {"prompt": prompt_of(judge) or None, "usage": usage_of(judge)}
         figures["judges"].append({**reliability(judge, rows, labels, judgements), **about})
     for i, one in enumerate(judges):
         for j, other in enumerate(judges[i + 1 :], i + 1):
-            figures["pairs"].append({"judges": [one.name, other.name], **agreement(found[i], found[j], labels)})
+            figures["pairs"].append(
+                {"judges": [one.name, other.name], **agreement(judgement_lists[i], judgement_lists[j], labels)}
+            )
     if args.out is not None:
         misread = [
             {"judge": judge.name, **row, "judged": judgement.emotion, "status": judgement.status}
-            for judge, judgements in zip(judges, found, strict=True)
+            for judge, judgements in zip(judges, judgement_lists, strict=True)
             for row, judgement in zip(rows, judgements, strict=bool(rows))
             if judgement.emotion != row["emotion"]
         ]

@@ -66,8 +66,8 @@ def main() -> None:
     if missing := [row["clip_id"] for row in rows if row["clip_id"] not in clips]:
         raise InputError(f"{args.targets}: clip {missing[0]} is not in {args.clips}")
     check_targets(args.targets, rows, clips)
-    chosen = ((row.get("modalities"), clips[row["clip_id"]].modalities) for row in rows)
-    check_mixed(config, args.lora_r, (own if own is not None else whole for own, whole in chosen))
+    shown_and_whole = ((row.get("modalities"), clips[row["clip_id"]].modalities) for row in rows)
+    check_mixed(config, args.lora_r, (own if own is not None else whole for own, whole in shown_and_whole))
     if args.limit:
         rows = random.Random(config.seed).sample(rows, min(args.limit, len(rows)))
     prompts = {row["prompt"] for row in rows}

@@ -186,7 +186,7 @@ def main() -> None:
     }
     file = args.out.with_name(f"{args.out.stem}.sentences.jsonl")
     sentences = assign(texts, file, args) if texts else {}
-    left["unassigned"] = [name for name, found in sentences.items() if not any(names for _, names in found)]
+    left["unassigned"] = [name for name, pairs in sentences.items() if not any(names for _, names in pairs)]
     left["unassigned"] += [name for name, row in reasoning.items() if row.get("segments") == {} and name not in out]
     refuse(args, source, left, "unassigned", "no sentence speaks of a modality in", len(clips))
     out = {name for reason in args.leave_out for name in left[reason]}
@@ -201,8 +201,8 @@ def main() -> None:
             every = dict.fromkeys((*modalities, *MODALITIES), "")  # as they come up
             # in every order alike, what speaks of several modalities goes with the more important one
             rank = order_of(clip, every, "dominant-first", importance or {})
-            wanted = order_of(clip, every, args.order, importance, args.seed)
-            arranged = arrange(sentences[clip.clip_id], wanted, rank)
+            sequence = order_of(clip, every, args.order, importance, args.seed)
+            arranged = arrange(sentences[clip.clip_id], sequence, rank)
             segments, conclusion = arranged.segments, arranged.conclusion
         order = order_of(clip, segments, args.order, importance, args.seed)
         ordered = {modality: segments[modality] for modality in order}
@@ -232,8 +232,8 @@ def main() -> None:
     finish(args.out)
     first = Counter(row["order"][0] for row in targets)
     counts = ", ".join(f"{first[m]} start with {m}" for m in MODALITIES if first[m])
-    told_out = [f"{len(left[reason])} {reason.replace('_', ' ')}" for reason in args.leave_out if left[reason]]
-    notes = f"; left out: {', '.join(told_out)}" if told_out else ""
+    omissions = [f"{len(left[reason])} {reason.replace('_', ' ')}" for reason in args.leave_out if left[reason]]
+    notes = f"; left out: {', '.join(omissions)}" if omissions else ""
     notes += f"; {len(refused)} refused" if refused else ""
     if left["names_other"] and "names_other" not in args.leave_out:
         notes += f"; {len(left['names_other'])} have a description that names another emotion"
@@ -277,9 +277,9 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
     """Split the texts, assign their sentences, and write both to a file; what a language model has said is kept."""
     pieces = {name: split(text) for name, text in texts.items()}
     if args.assigner == "lexicon":
-        said = {name: [(sentence, modalities_of(sentence)) for sentence in kept] for name, kept in pieces.items()}
-        write_jsonl(file, ({"clip_id": name, "by": "lexicon", "sentences": kept} for name, kept in said.items()))
-        return said
+        assigned = {name: [(sentence, modalities_of(sentence)) for sentence in parts] for name, parts in pieces.items()}
+        write_jsonl(file, ({"clip_id": name, "by": "lexicon", "sentences": parts} for name, parts in assigned.items()))
+        return assigned
     from migr.engine import open_engine
 
     by = f"{args.assigner_model.resolve().name}-{model_digest(args.assigner_model)[:8]}"
@@ -290,16 +290,16 @@ def assign(texts: Mapping[str, str], file: Path, args: argparse.Namespace) -> di
                 raise InputError(
                     f"{file}: clip {name} is of another run or text: delete the file, or give another --out"
                 )
-        todo = {name: kept for name, kept in pieces.items() if name not in rows}
+        todo = {name: parts for name, parts in pieces.items() if name not in rows}
         if todo:
             options = settings_of(EngineSettings, args).options()
             with open_engine(args.assigner_model, max_new_tokens=8, **options) as engine:
                 answers = ask_modalities(engine, engine.task.inputs.processor, chain.from_iterable(todo.values()))
-                for name, kept in tqdm(todo.items(), "assigning", len(pieces), initial=len(rows), unit="clip"):
-                    found = list(zip(kept, islice(answers, len(kept)), strict=True))
-                    rows[name] = {"clip_id": name, "by": by, "sentences": found}
+                for name, parts in tqdm(todo.items(), "assigning", len(pieces), initial=len(rows), unit="clip"):
+                    pairs = list(zip(parts, islice(answers, len(parts)), strict=True))
+                    rows[name] = {"clip_id": name, "by": by, "sentences": pairs}
                     out.append(rows[name])
-    return {name: [(sentence, tuple(found)) for sentence, found in rows[name]["sentences"]] for name in pieces}
+    return {name: [(sentence, tuple(pairs)) for sentence, pairs in rows[name]["sentences"]] for name in pieces}
 
 
 def ask_modalities(engine: Any, processor: Any, sentences: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -77,12 +77,12 @@ class Composer:
 
     def _values(self, emotion: str, other: str, third: str, own: list[str]) -> dict[str, str]:
         against = self.draw.choice([clause for clause in self.words["clause", other] if not clause.startswith('"')])
-        theirs = [
+        other_clauses = [
             c for c in self.words["clause", other] if c.startswith("he ") and not re.search(r" (him|his|he)\b", c)
         ]
         values = {
             **{"y": own[0], "y2": own[1], "x": against, "he": "he", "He": "He", "himself": "himself"},
-            "o": f"{self.draw.choice(_OTHERS)} {self.draw.choice(theirs)[3:]}",
+            "o": f"{self.draw.choice(_OTHERS)} {self.draw.choice(other_clauses)[3:]}",
             **{"n": self.word("absent", other), "n2": self.word("absent", third)},
         }
         for end, of in (("", emotion), ("y", emotion), ("x", other), ("z", third)):

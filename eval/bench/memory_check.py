@@ -190,17 +190,17 @@ def main() -> None:
         shutil.rmtree(args.out / kind, ignore_errors=True)  # a finished run would be left alone
         argv += ["--model", str(args.out / "model")]
         own, config = read(kind, argv)
-        found, seen = of_run(own, config, gpus=1, zero=0), measure(kind, argv, args.out / kind)
+        expected, measured_row = of_run(own, config, gpus=1, zero=0), measure(kind, argv, args.out / kind)
         history = read_json(args.out / kind / "trainer_state.json")["log_history"]
         logged = {key: row[key] for row in history for key in ("num_tokens", "train_runtime") if key in row}
-        used, rows = (found.peak - CONTEXT) / (1 + SLACK), found.counts["rows"]
+        used, rows = (expected.peak - CONTEXT) / (1 + SLACK), expected.counts["rows"]
         real = logged["num_tokens"] / (STEPS * rows * config.gradient_accumulation_steps)
-        cells = [f"{'tiny' if args.tiny else recipe.model}, {kind.upper()}", f"{rows} x {found.counts['tokens']}"]
+        cells = [f"{'tiny' if args.tiny else recipe.model}, {kind.upper()}", f"{rows} x {expected.counts['tokens']}"]
         cells += [f"{real:.0f}", f"{used / GIB:.2f}"]
-        if seen is None:
+        if measured_row is None:
             cells += ["not measured (no GPU)", "–", "–", "CPU"]
         else:
-            name, allocated, reserved = seen
+            name, allocated, reserved = measured_row
             verdict = "" if abs(used / allocated - 1) <= NEAR else f" (more than {NEAR:.0%} off)"
             cells += [f"{allocated / GIB:.2f}", f"{used / allocated:.2f}{verdict}", f"{reserved / GIB:.2f}", name]
         lines.append([*cells, f"{logged['num_tokens'] / logged['train_runtime']:,.0f}"])

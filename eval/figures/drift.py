@@ -236,10 +236,10 @@ def measure(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
         figures["attention"] = curve(rows, "attention", resamples, seed)
     for modality in (*MODALITIES, "text"):
         for group, of in (("by_first", _first_of), ("by_dominant", lambda row: row.get("dominant"))):
-            if chosen := [row for row in rows if of(row) == modality]:
-                own = _figures(chosen, resamples, seed)
+            if group_rows := [row for row in rows if of(row) == modality]:
+                own = _figures(group_rows, resamples, seed)
                 only = "pull" if group == "by_first" else ""
-                figures[group][modality] = {"n": len(chosen)} | {k: v for k, v in own.items() if k.startswith(only)}
+                figures[group][modality] = {"n": len(group_rows)} | {k: v for k, v in own.items() if k.startswith(only)}
     costs = [row["cost"] for row in rows]
     figures["cost"] = {
         name: float(np.mean([cost[name] for cost in costs])) if costs else None

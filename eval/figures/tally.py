@@ -58,12 +58,12 @@ class Tally:
 
     def rows(self, clips: "array[int]") -> NDArray[np.int64]:
         """(m,) the row of each of these hashes, or MISSING where the tally has no such clip."""
-        own, wanted = np.asarray(self.clips, np.uint64), np.asarray(clips, np.uint64)
-        if not len(own) or not len(wanted):
-            return np.full(len(wanted), MISSING, np.int64)
+        own, clip_ids = np.asarray(self.clips, np.uint64), np.asarray(clips, np.uint64)
+        if not len(own) or not len(clip_ids):
+            return np.full(len(clip_ids), MISSING, np.int64)
         order = np.argsort(own, kind="stable")
-        place = order[np.searchsorted(own, wanted, sorter=order).clip(max=len(own) - 1)]
-        return np.where(own[place] == wanted, place, MISSING)
+        place = order[np.searchsorted(own, clip_ids, sorter=order).clip(max=len(own) - 1)]
+        return np.where(own[place] == clip_ids, place, MISSING)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
         InputError: A file is missing or a row in it is wrong; two runs give a clip different labels.
     """
     table: dict[str, Row] = {}
-    found = Rows()
+    collection = Rows()
     lacking: dict[tuple[Path | None, Path | None], Lacking | None] = {}  # by the files that tell: runs share them
     for number, run in enumerate(runs):
         if run.predictions is None:
@@ -111,7 +111,7 @@ def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
         files = run.clips, run.importance
         if files not in lacking:
             lacking[files] = read_lacking(*files)
-        found.complete &= _add_predictions(table, run, run.labels, number, len(runs), lacking[files] or {})
+        collection.complete &= _add_predictions(table, run, run.labels, number, len(runs), lacking[files] or {})
         if run.judgements is not None:
             _add_judgements(table, run.judgements, run.labels, number)
     for row in table.values():
@@ -124,8 +124,8 @@ def collect(runs: Sequence[Run], page: Path, copy_clips: bool = False) -> Rows:
     for path in dict.fromkeys(run.clips for run in runs if run.clips is not None):
         if table:
             _add_media(table, read_clips(path, must_exist=False), page, copy_clips)
-    found.clips = list(table.values())
-    return found
+    collection.clips = list(table.values())
+    return collection
 
 
 def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Path | None = None, name: str = "") -> Run:
@@ -137,9 +137,9 @@ def run_of(folder: Path, labels: str, clips: Path | None = None, importance: Pat
     metrics = read_metrics(folder)
     settings = metrics["settings"]
 
-    def file(key: str, given: Path | None = None) -> Path | None:
+    def file(key: str, flag: Path | None = None) -> Path | None:
         known = [folder / f"{key}.jsonl", *([Path(settings[key])] if isinstance(settings.get(key), str) else [])]
-        return given or next((path for path in known if is_file(path)), None)
+        return flag or next((path for path in known if is_file(path)), None)
 
     return Run(
         name=name or folder.resolve().name,
@@ -200,9 +200,9 @@ def _add_predictions(
     table: dict[str, Row], run: Run, labels: LabelSet, number: int, runs: int, lacking: Lacking
 ) -> bool:
     """Add one run's responses; returns whether all of its clips found room."""
-    kept = 0
+    count = 0
     for where, row in _rows(run.predictions, ("clip_id", "label", "response")):
-        if kept == len(table) >= CLIPS_SHOWN:  # the rest of a very long file is not read
+        if count == len(table) >= CLIPS_SHOWN:  # the rest of a very long file is not read
             return False
         name, label, text = row["clip_id"], row["label"], row["response"]
         if not isinstance(name, str) or not isinstance(label, str) or not isinstance(text, str):
@@ -227,8 +227,8 @@ def _add_predictions(
         if name in lacking and (absent := absent_evidence(response, lacking[name])):
             entry["absent"] = list(absent)
         table[name]["runs"][number] = entry
-        kept += 1
-    return run.metrics["n"] == kept
+        count += 1
+    return run.metrics["n"] == count
 
 
 def _add_judgements(table: dict[str, Row], path: Path, labels: LabelSet, number: int) -> None:
@@ -329,11 +329,11 @@ def _copied(source: Path, target: Path, odd: str | None) -> tuple[Path, str | No
         from migr.clips.container import MediaError  # with PyAV, which pages without such clips do not need
         from migr.clips.transcode import transcode
 
-        made = target.with_suffix(".mp4")
+        copy = target.with_suffix(".mp4")
         try:
-            if not made.is_file() or made.stat().st_mtime < source.stat().st_mtime:
-                transcode(source, made)
-            return made, None
+            if not copy.is_file() or copy.stat().st_mtime < source.stat().st_mtime:
+                transcode(source, copy)
+            return copy, None
         except MediaError:
             pass  # as it is; the page names what it is
     if not target.is_file() or target.stat().st_size != source.stat().st_size:
@@ -343,15 +343,15 @@ def _copied(source: Path, target: Path, odd: str | None) -> tuple[Path, str | No
 
 def _cut(parts: Iterable[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
     """Clean the parts and keep `LONGEST_REASONING` characters in all; says how long the rest was."""
-    kept: list[tuple[str | None, str]] = []
+    pieces: list[tuple[str | None, str]] = []
     room = LONGEST_REASONING
     for modality, text in parts:
         if room <= 0:
-            kept.append((None, "…"))
+            pieces.append((None, "…"))
             break
-        kept.append((modality, clean(text, room)))
+        pieces.append((modality, clean(text, room)))
         room -= len(text)
-    return kept
+    return pieces
 
 
 def _rows(source: Path | Iterable[Row] | None, required: tuple[str, ...]) -> Iterator[tuple[str, Row]]:

@@ -35,47 +35,47 @@ def examine(path: str | Path, max_seconds: float, backend: str = "pyav") -> dict
     """
     limit = Limit(path)
     with opened(path) as container:
-        found = facts(path, container)
+        result = facts(path, container)
         picture, sound = streams(container)
         video, audio = picture is not None, sound is not None
         if not video and not audio:
             raise MediaError(f"{path}: neither a video nor an audio stream", "no_video")
         timeline = scan(path, container, video, audio, max_seconds, limit)
         if timeline.waveform is not None:
-            found["audio_codec"] = sound.codec_context.name
+            result["audio_codec"] = sound.codec_context.name
             if np.abs(timeline.waveform).max() < SILENCE:
-                found |= {"silent": True, "has_audio": False}
+                result |= {"silent": True, "has_audio": False}
             elif timeline.sound_start > LATE:
-                found["audio_start"] = round(timeline.sound_start, 3)
-        if not video and found.get("silent"):
+                result["audio_start"] = round(timeline.sound_start, 3)
+        if not video and result.get("silent"):
             raise MediaError(f"{path}: digital silence and no picture", "no_audio")
         if not video:
             assert timeline.waveform is not None
-            return found | {"duration": len(timeline.waveform) / SAMPLE_RATE}
+            return result | {"duration": len(timeline.waveform) / SAMPLE_RATE}
         first, count = None, 0
         for frame in decoded(path, container, limit):
             first, count = first or frame, count + 1
         check_decoded(path, count, len(timeline.times))
         assert first is not None
-        found["height"], found["width"] = display_size(container, first)
-        check_elongation(path, found["height"], found["width"])
-        found["video_codec"] = picture.codec_context.name
+        result["height"], result["width"] = display_size(container, first)
+        check_elongation(path, result["height"], result["width"])
+        result["video_codec"] = picture.codec_context.name
         if turned(first) != [1, 0, 0, 1]:
-            found["rotated"] = True
-        if first.width * first.height != found["width"] * found["height"]:
-            found["anamorphic"] = True
+            result["rotated"] = True
+        if first.width * first.height != result["width"] * result["height"]:
+            result["anamorphic"] = True
         if not timeline.regular:
-            found["variable_rate"] = True
+            result["variable_rate"] = True
         if timeline.times[0] > LATE:
-            found["video_start"] = round(float(timeline.times[0]), 3)
+            result["video_start"] = round(float(timeline.times[0]), 3)
         if timeline.hidden:
-            found["hidden_frames"] = timeline.hidden
+            result["hidden_frames"] = timeline.hidden
         ends = [0, len(timeline.times) - 1]
         if backend == "decord" and not (
             plain(container, first) and pictures_by_decord(path, timeline, ends) is not None
         ):
-            found["reader"] = "pyav"
+            result["reader"] = "pyav"
     rate, declared = len(timeline.times) / timeline.duration, timeline.declared_rate
     true = timeline.constant and declared is not None and math.isclose(rate, declared)
     fps = declared if true else round(rate, 3)
-    return found | {"frames": len(timeline.times), "duration": timeline.duration, "fps": fps}
+    return result | {"frames": len(timeline.times), "duration": timeline.duration, "fps": fps}

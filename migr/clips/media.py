@@ -99,9 +99,9 @@ def read_media(
         if first is not None and plain(container, first):
             frames = pictures_by_decord(path, timeline, places)
         if frames is None:
-            shown = pictures(path, container, timeline, places, limit)
-            first = next(shown)
-            frames = map(upright, chain([first], shown))
+            images = pictures(path, container, timeline, places, limit)
+            first = next(images)
+            frames = map(upright, chain([first], images))
         assert first is not None, "pictures() gives one or raises"
         resized = resize(frames, display_size(container, first), settings, factor, path)
     return Media(resized, len(resized) / timeline.duration, timeline.waveform, timeline.duration)
@@ -155,7 +155,7 @@ def smart_resize(
 
 def resize(
     frames: Iterable[np.ndarray],
-    shown: tuple[int, int],
+    size_shown: tuple[int, int],
     settings: MediaSettings,
     factor: int = FACTOR,
     path: str | Path = "",
@@ -165,7 +165,7 @@ def resize(
     Bicubic, antialiased, rounded; the rule of qwen_vl_utils. One at a time: all of them at full size would not fit.
     """
     resized: list[np.ndarray] = []
-    size = smart_resize(*shown, settings.min_pixels, settings.max_pixels, path, factor)
+    size = smart_resize(*size_shown, settings.min_pixels, settings.max_pixels, path, factor)
     for frame in frames:
         picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
         if picture.shape[-2:] != size:

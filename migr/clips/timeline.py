@@ -108,8 +108,8 @@ def scan(
         MediaError: No such stream, too large, incomplete, too short, too long, NaN samples.
     """
     declared = facts(path, container)
-    for wanted, kind in ((video, "video"), (audio, "audio")):
-        if wanted and not declared[f"has_{kind}"]:
+    for needed, kind in ((video, "video"), (audio, "audio")):
+        if needed and not declared[f"has_{kind}"]:
             raise MediaError(f"{path}: no {kind} stream (set has_{kind} to false for this clip)", f"no_{kind}")
     if video:
         check_picture(path, declared["width"], declared["height"])

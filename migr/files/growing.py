@@ -97,8 +97,8 @@ def ids_in(paths: Iterable[Path]) -> set[str]:
 def parts(path: Path) -> list[Path]:
     """A file and its shards' (`predictions.jsonl`, `predictions.0.jsonl`, …) as far as they are there."""
     numbered = re.compile(re.escape(path.stem) + r"\.\d+" + re.escape(path.suffix))
-    found = [file for file in path.parent.glob(f"{path.stem}.*") if numbered.fullmatch(file.name)]
-    return [*([path] if path.exists() else []), *sorted(found)]
+    files = [file for file in path.parent.glob(f"{path.stem}.*") if numbered.fullmatch(file.name)]
+    return [*([path] if path.exists() else []), *sorted(files)]
 
 
 def part(path: Path, shard: tuple[int, int]) -> Path:
@@ -244,10 +244,10 @@ def shard_of(text: str | None, environ: Mapping[str, str]) -> tuple[int, int]:
     """
     if text is None:
         return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not int(match[1]) < int(match[2]):
         raise InputError(f"--shard {text}: expected K/N with K from 0 to N - 1, for example 0/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 @contextmanager
@@ -295,7 +295,7 @@ def _rows(path: Path) -> Iterator[Row]:
 def _oom_kills() -> int:
     """How many processes the kernel has killed for want of memory since it started; 0 where it does not say."""
     try:
-        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+        match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return int(found[1]) if found else 0
+    return int(match[1]) if match else 0

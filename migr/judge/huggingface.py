@@ -46,10 +46,10 @@ class HuggingFaceJudge:
         config = read_config(folder)
         with as_input_error(f"judge {folder}: config.json: id2label must be {{number: label}}"):
             names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-        given = read_object(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
+        mapping = read_object(folder / "label_map.json") if (folder / "label_map.json").is_file() else None
         self.folder, self.labels = folder, labels
         self.names = [names[i] for i in sorted(names)]
-        self.map = label_map(folder, self.names, labels, given)
+        self.map = label_map(folder, self.names, labels, mapping)
         self.blind = tuple(label for label in labels.labels if label not in self.map)
         several = config.get("problem_type") == "multi_label_classification"
         self.independent = several or {name.casefold() for name in names.values()} == set(GOEMOTIONS)
@@ -62,16 +62,16 @@ class HuggingFaceJudge:
         Raises:
             InputError: The model cannot be loaded.
         """
-        asked = [index for index, text in enumerate(texts) if text.strip()]
+        indices = [index for index, text in enumerate(texts) if text.strip()]
         judgements = [Judgement(None, {}, "empty")] * len(texts)
-        rows = self._probabilities([texts[index][:LONGEST] for index in asked]) if asked else []
-        for index, row in zip(asked, rows, strict=True):
-            found: dict[str, float] = {}
+        rows = self._probabilities([texts[index][:LONGEST] for index in indices]) if indices else []
+        for index, row in zip(indices, rows, strict=True):
+            sums: dict[str, float] = {}
             for label, p in zip(self.map, row, strict=True):
                 if label is not None:
-                    found[label] = max(found.get(label, 0.0), p) if self.independent else found.get(label, 0.0) + p
-            total = sum(found.values())
-            chances = {label: found[label] / total for label in self.labels.labels if label in found} if total else {}
+                    sums[label] = max(sums.get(label, 0.0), p) if self.independent else sums.get(label, 0.0) + p
+            total = sum(sums.values())
+            chances = {label: sums[label] / total for label in self.labels.labels if label in sums} if total else {}
             best = [label for label, p in chances.items() if p == max(chances.values())]
             first = sorted(zip(row, self.names, strict=True), reverse=True)[:_SHOWN]
             reply = ", ".join(f"{name} {p:.2f}" for p, name in first)
@@ -96,13 +96,13 @@ class HuggingFaceJudge:
         sums = [[0.0] * len(self.map) for _ in texts]
         order = sorted(range(len(of)), key=lambda window: len(windows["input_ids"][window]))
         for begin in range(0, len(order), AT_ONCE):
-            chosen = order[begin : begin + AT_ONCE]
-            batch = {name: [values[window] for window in chosen] for name, values in windows.items()}
+            numbers = order[begin : begin + AT_ONCE]
+            batch = {name: [values[window] for window in numbers] for name, values in windows.items()}
             tensors = self._tokenizer.pad(batch, return_tensors="pt").to(self._model.device)
             with torch.inference_mode():
                 logits = self._model(**tensors).logits.float()
             chances = logits.sigmoid() if self.independent else logits.softmax(-1)
-            for window, row in zip(chosen, chances.tolist(), strict=True):
+            for window, row in zip(numbers, chances.tolist(), strict=True):
                 sums[of[window]] = [a + b for a, b in zip(sums[of[window]], row, strict=True)]
         return [[value / of.count(index) for value in row] for index, row in enumerate(sums)]
 
@@ -130,7 +130,7 @@ class HuggingFaceJudge:
 
 
 def label_map(
-    folder: Path, names: Sequence[str], labels: LabelSet, given: Mapping[str, str | None] | None
+    folder: Path, names: Sequence[str], labels: LabelSet, mapping: Mapping[str, str | None] | None
 ) -> list[str | None]:
     """Our label, or None, for each of a model's labels.
 
@@ -140,23 +140,23 @@ def label_map(
         InputError: label_map.json does not fit, or fewer than two of our labels are reached.
     """
     where = f"judge {folder}"
-    if given is not None:
-        unknown = sorted(set(given) - set(names))
-        wrong = sorted({str(v) for v in given.values() if v is not None} - set(labels.labels))
+    if mapping is not None:
+        unknown = sorted(set(mapping) - set(names))
+        wrong = sorted({str(v) for v in mapping.values() if v is not None} - set(labels.labels))
         if unknown or wrong:
             fault = f"{unknown[0]!r} is no label of the model" if unknown else f"{wrong[0]!r} is not in {labels.name}"
             raise InputError(f"{folder / 'label_map.json'}: {fault}")
-        found = [given.get(name) for name in names]
+        targets = [mapping.get(name) for name in names]
     elif {name.casefold() for name in names} == set(GOEMOTIONS):
         families = [
             (GOEMOTIONS_MAFW.get(name.casefold()), GOEMOTIONS[name.casefold()]) for name in names
         ]  # the finer one where the label set has it
-        found = [next(filter(None, (labels.canonical(word) for word in pair if word)), None) for pair in families]
+        targets = [next(filter(None, (labels.canonical(word) for word in pair if word)), None) for pair in families]
     else:
-        found = [labels.canonical(name) for name in names]
-    if len(set(found) - {None}) < 2:
+        targets = [labels.canonical(name) for name in names]
+    if len(set(targets) - {None}) < 2:
         raise InputError(
             f"{where}: its labels ({', '.join(names[:8])}{', …' if len(names) > 8 else ''}) do not name those of "
             f"{labels.name}; put a label_map.json beside config.json: {{model's label: one of ours or null}}"
         )
-    return found
+    return targets

@@ -47,14 +47,14 @@ class LlmJudge:
         Raises:
             InputError: The model cannot be loaded.
         """
-        asked = [index for index, text in enumerate(texts) if text.strip()]
+        indices = [index for index, text in enumerate(texts) if text.strip()]
         judgements = [Judgement(None, {}, "empty")] * len(texts)
-        if not asked:
+        if not indices:
             return judgements
         if self._model is None:
             self._model = self._open()
-        made = self._omni([texts[i] for i in asked]) if self.omni else self._text([texts[i] for i in asked])
-        for index, judgement in zip(asked, made, strict=True):
+        answers = self._omni([texts[i] for i in indices]) if self.omni else self._text([texts[i] for i in indices])
+        for index, judgement in zip(indices, answers, strict=True):
             judgements[index] = judgement
         return judgements
 

@@ -46,15 +46,17 @@ def shipped_texts(labels: LabelSet) -> list[Row]:
 
 def judge_texts(judge: Judge, texts: Sequence[str], at_once: int = 256) -> list[Judgement]:
     """All judgements, with a progress bar where it takes time."""
-    found: list[Judgement] = []
+    judgements: list[Judgement] = []
     with tqdm(total=len(texts), desc=judge.name[:40], unit="text", delay=2) as bar:
         for begin in range(0, len(texts), at_once):
-            found += judge.judge(texts[begin : begin + at_once])
-            bar.update(len(found) - bar.n)
-    return found
+            judgements += judge.judge(texts[begin : begin + at_once])
+            bar.update(len(judgements) - bar.n)
+    return judgements
 
 
-def reliability(judge: Judge, rows: Sequence[Row], labels: LabelSet, found: Sequence[Judgement] | None = None) -> Row:
+def reliability(
+    judge: Judge, rows: Sequence[Row], labels: LabelSet, judgements: Sequence[Judgement] | None = None
+) -> Row:
     """How well a judge reads the emotion that labelled texts convey: the one measure behind every report of it.
 
     Args:
@@ -69,9 +71,9 @@ def reliability(judge: Judge, rows: Sequence[Row], labels: LabelSet, found: Sequ
     """
     if not rows:
         return {"name": judge.name, "accuracy": None, "n": 0}
-    if found is None:
-        found = judge_texts(judge, [row["text"] for row in rows])
-    truth, judged = [row["emotion"] for row in rows], [judgement.emotion or FAILED for judgement in found]
+    if judgements is None:
+        judgements = judge_texts(judge, [row["text"] for row in rows])
+    truth, judged = [row["emotion"] for row in rows], [judgement.emotion or FAILED for judgement in judgements]
     right = [a == b for a, b in zip(truth, judged, strict=True)]
     kinds = dict.fromkeys(row["kind"] for row in rows if isinstance(row.get("kind"), str))
     return {
@@ -80,9 +82,9 @@ def reliability(judge: Judge, rows: Sequence[Row], labels: LabelSet, found: Sequ
         "n_failed": judged.count(FAILED),
         **_tables(truth, judged, labels),
         "per_kind": {
-            kind: proportion(sum(mine), len(mine))
+            kind: proportion(sum(hits), len(hits))
             for kind in kinds
-            if (mine := [ok for ok, row in zip(right, rows, strict=True) if row.get("kind") == kind])
+            if (hits := [ok for ok, row in zip(right, rows, strict=True) if row.get("kind") == kind])
         },
     }
 
@@ -94,7 +96,7 @@ def agreement(one: Sequence[Judgement], other: Sequence[Judgement], labels: Labe
         `accuracy` (share of equal judgements among the `n` texts that both judged), `n_failed` (either failed), and
         `kappa` and `confusion` (one x other) with failures as a category of their own.
     """
-    a, b = ([judgement.emotion or FAILED for judgement in found] for found in (one, other))
+    a, b = ([judgement.emotion or FAILED for judgement in side] for side in (one, other))
     both = [(x, y) for x, y in zip(a, b, strict=True) if FAILED not in (x, y)]
     tables = _tables(a, b, labels)
     return {

@@ -136,9 +136,9 @@ def estimate(
     else:
         trained = adapted if lora_r else total
         parts["adapter" if lora_r else "training states"] = _states(trained, width, zero, gpus, own=not lora_r)
-        inside, kept = rows * tokens * _inside(text, width), rows * tokens * width * text.hidden_size
+        inside, outputs = rows * tokens * _inside(text, width), rows * tokens * width * text.hidden_size
         layers = text.num_hidden_layers
-        parts["activations"] = kept * layers + inside if checkpointing else inside * layers
+        parts["activations"] = outputs * layers + inside if checkpointing else inside * layers
         parts["backward"] = rows * tokens * _backward(text, width)
         head = min(rows * answer, TILE[0]) * min(TILE[1], text.vocab_size) * width
         parts["head"] = head + rows * answer * text.hidden_size * 4
@@ -164,8 +164,8 @@ def estimate(
         moments["training step"] = (*always, *(name for name in step if name in parts))
         moments["towers"] = (*always, "towers")
     if generated:
-        wanted = ("gathered for generation", "merged weights", "key-value cache", "last logits")
-        moments["generation"] = (*always, *(name for name in wanted if name in parts))
+        names = ("gathered for generation", "merged weights", "key-value cache", "last logits")
+        moments["generation"] = (*always, *(name for name in names if name in parts))
         moments["towers"] = (*always, *(("gathered for generation",) if zero == 3 else ()), "towers")
     if not moments:
         moments["generation"] = ("vllm",) if vllm else (*always, "towers")

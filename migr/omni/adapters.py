@@ -167,10 +167,10 @@ def _matching(expression: str, names: Sequence[str], where: str) -> list[str]:
     left = SECONDS
     with as_input_error(f"{where} {expression[:80]!r} cannot be matched in {SECONDS:g} seconds"):
         pattern = regex.compile(expression)
-        found = []
+        matches = []
         for name in names:
             if pattern.fullmatch(name, timeout=left):
-                found.append(name)
-    if not found and where.endswith("target_modules"):
+                matches.append(name)
+    if not matches and where.endswith("target_modules"):
         raise InputError(f"{where} {expression[:80]!r} matches nothing in the model")
-    return found
+    return matches

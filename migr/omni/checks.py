@@ -74,11 +74,11 @@ def check_sizes(folder: str | Path, build: Callable[[], Any]) -> None:
         build: Makes the model; called where tensors have shapes and no content.
     """
     with torch.device("meta"), as_input_error(f"{folder}: config.json describes no model"):
-        wanted = sum(parameter.numel() for parameter in build().parameters())
+        total = sum(parameter.numel() for parameter in build().parameters())
     stored = sum(math.prod(shape) for path in sorted(Path(folder).glob("*.safetensors")) for shape in shapes(path))
-    if wanted > 1.5 * stored + SLACK:  # a few that are missing are named once it is loaded
+    if total > 1.5 * stored + SLACK:  # a few that are missing are named once it is loaded
         raise InputError(
-            f"{folder}: config.json describes a model of {wanted:,} weights, {stored:,} are there: weights are missing"
+            f"{folder}: config.json describes a model of {total:,} weights, {stored:,} are there: weights are missing"
         )
 
 

@@ -117,14 +117,14 @@ class OmniInputs:
             `input_features` f32 (1, mel, frames), trimmed to the frames of true sound, `feature_attention_mask` i64
             (1, frames).
         """
-        wanted = set(clip.modalities if modalities is None else modalities)
-        assert wanted <= {"video", "audio", "text"}, wanted
+        names = set(clip.modalities if modalities is None else modalities)
+        assert names <= {"video", "audio", "text"}, names
         key = self.media_key(clip)
         full = self._kept.get(key)
         if full is None:
             full = self._keep(key, self.process(self.media(clip)))
         self._kept.move_to_end(key)
-        keys = (VIDEO_KEYS if "video" in wanted else ()) + (AUDIO_KEYS if "audio" in wanted else ())
+        keys = (VIDEO_KEYS if "video" in names else ()) + (AUDIO_KEYS if "audio" in names else ())
         return {name: full[name] for name in keys if name in full}
 
     def process(self, media: Media) -> Features:

@@ -224,12 +224,12 @@ def _tokenizer(texts: Iterable[str], vocabulary: int, family: Family) -> Qwen2To
     alphabet, special, plain = pre_tokenizers.ByteLevel.alphabet(), special_tokens(family), TEXT_TOKENS[family.name]
     if vocabulary < (least := len(alphabet) + len(special) + len(plain)):
         raise InputError(f"vocabulary: {vocabulary} is less than the {least} bytes and marks")
-    seen = False
+    any_line = False
 
     def lines() -> Iterator[str]:
-        nonlocal seen
+        nonlocal any_line
         for text in texts:
-            seen = True
+            any_line = True
             yield text
         # the frame around every text; often enough that each word becomes one token
         yield from [
@@ -253,7 +253,7 @@ def _tokenizer(texts: Iterable[str], vocabulary: int, family: Family) -> Qwen2To
         vocab_size=vocabulary, special_tokens=[*special, *plain], initial_alphabet=alphabet, show_progress=False
     )
     trained.train_from_iterator(lines(), trainer)
-    if not seen:
+    if not any_line:
         raise InputError("texts: the tokenizer needs at least one text")
     state = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(pair) for pair in state["merges"]]

@@ -48,8 +48,8 @@ class TowerTokens:
         A modality comes as `video_tokens` (levels, T, hidden) or `audio_tokens` (T, hidden), on the CPU, or as it is.
         """
         features: Features = {}
-        wanted = set(clip.modalities if modalities is None else modalities)
-        for modality in (name for name in TOWERS if name in wanted):
+        names = set(clip.modalities if modalities is None else modalities)
+        for modality in (name for name in TOWERS if name in names):
             tokens = self.get(self.inputs.media_key(clip), modality)
             features |= self.inputs.features(clip, [modality]) if tokens is None else tokens
         return features
@@ -124,18 +124,18 @@ class FrozenTowers:
     @torch.no_grad()
     def finish(self, key: str | None, features: Features) -> Features:
         """Features on any device, with tokens in place of what is pixels or sound yet; kept under the media's key."""
-        made: dict[str, Features] = {}
+        new: dict[str, Features] = {}
         if "pixel_values_videos" in features:
-            made["video"] = {name: features[name].cpu() for name in ("video_grid_thw", "video_second_per_grid")}
+            new["video"] = {name: features[name].cpu() for name in ("video_grid_thw", "video_second_per_grid")}
             with _evaluating(self.thinker.visual) as device:
                 pixels, grid = (features[name].to(device) for name in ("pixel_values_videos", "video_grid_thw"))
-                made["video"]["video_tokens"] = self.thinker.video_tokens_of(pixels, grid).cpu()
+                new["video"]["video_tokens"] = self.thinker.video_tokens_of(pixels, grid).cpu()
         if "input_features" in features:
-            made["audio"] = {"feature_attention_mask": features["feature_attention_mask"].cpu()}
+            new["audio"] = {"feature_attention_mask": features["feature_attention_mask"].cpu()}
             with _evaluating(self.thinker.audio_tower) as device:
                 sound, mask = (features[name].to(device) for name in ("input_features", "feature_attention_mask"))
-                made["audio"]["audio_tokens"] = self.thinker.audio_tokens_of(sound, mask).cpu()
-        for modality, tokens in made.items():
+                new["audio"]["audio_tokens"] = self.thinker.audio_tokens_of(sound, mask).cpu()
+        for modality, tokens in new.items():
             if key is not None:
                 self.tokens.put(key, modality, tokens)
             features = {name: value for name, value in features.items() if name not in MEDIA[modality]} | tokens

@@ -43,9 +43,9 @@ class Annotator:
         """The modalities of a planted clip in the order in which they are described."""
         dominant = clip["planted"]["dominant"]
         least = "audio" if dominant == "video" else "video"
-        drawn = random.Random(f"written {clip['clip_id']}").choice(("video", "audio"))
-        chosen = {"dominant-first": dominant, "least-first": least, "random": drawn}
-        first = chosen.get(self.written, self.written.removesuffix("-first"))
+        random_first = random.Random(f"written {clip['clip_id']}").choice(("video", "audio"))
+        firsts = {"dominant-first": dominant, "least-first": least, "random": random_first}
+        first = firsts.get(self.written, self.written.removesuffix("-first"))
         return (first, "audio" if first == "video" else "video")
 
     def tells(self, clip: Row, emotions: Mapping[str, str], seed: int) -> dict[str, str]:

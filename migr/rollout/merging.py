@@ -120,7 +120,7 @@ def merged_with_stored(
     """
     stored = stored_weights(model)
     for layer in scales:
-        found = (
+        shape = (
             stored[f"{layer}.weight"].get_slice(f"{layer}.weight").get_shape() if f"{layer}.weight" in stored else []
         )
         a, b = (tensors.get(f"{layer}.{side}") for side in "ab")
@@ -129,7 +129,7 @@ def merged_with_stored(
             or b is None
             or a.ndim != 2
             or b.ndim != 2
-            or [len(b), a.shape[1]] != found
+            or [len(b), a.shape[1]] != shape
             or len(a) != b.shape[1]
         ):
             raise InputError(f"the adapter does not fit {model} at {layer}")

@@ -48,19 +48,19 @@ def spreadsheet_rows(path: Path, fits: Callable[[Sequence[str]], bool], need: st
         InputError: No such file, no .xlsx file, beyond one of the bounds above, no sheet or several ones with the
             wanted columns, a name that two columns have, a cell with an error value; names file, row and column.
     """
-    found: dict[str, list[tuple[int, _Cells]]] = {}
+    sheets: dict[str, list[tuple[int, _Cells]]] = {}
     headers: dict[str, int] = {}  # sheet -> index of its header
     for title, rows in _sheets(path).items():
         fit = (i for i, (_, cells) in enumerate(rows[:_HEADER]) if fits([name.casefold() for name in cells.values()]))
-        found[title], headers[title] = rows, next(fit, -1)
+        sheets[title], headers[title] = rows, next(fit, -1)
     fitting = [title for title, at in headers.items() if at >= 0]
     if not fitting:
-        first = (f"{title!r}: {', '.join(rows[0][1].values()) if rows else 'empty'}" for title, rows in found.items())
+        first = (f"{title!r}: {', '.join(rows[0][1].values()) if rows else 'empty'}" for title, rows in sheets.items())
         raise InputError(f"{path}: no sheet has {need}; first rows: {' '.join('; '.join(first).split())[:300]}")
-    if len(fitting) > 1 and fitting[0] != next(iter(found)):
+    if len(fitting) > 1 and fitting[0] != next(iter(sheets)):
         names = ", ".join(map(repr, fitting))
         raise InputError(f"{path}: the sheets {names} have {need}: leave one of them, or put it first")
-    rows, at = found[fitting[0]], headers[fitting[0]]
+    rows, at = sheets[fitting[0]], headers[fitting[0]]
     number, header = rows[at]
     header = {column: name.casefold() for column, name in header.items()}
     columns = list(header.values())

@@ -115,9 +115,9 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
         own = {name: weight for name, weight in model.named_parameters() if ".ref." in name}
         with self._dist.gather_params(list(own.values())):
             if self.is_world_process_zero():
-                kept = {name.replace(".ref.", "."): weight.data.cpu().clone() for name, weight in own.items()}
+                weights = {name.replace(".ref.", "."): weight.data.cpu().clone() for name, weight in own.items()}
                 folder = Path(str(output_dir or self.args.output_dir)) / "ref"
-                save_file(kept, folder / "adapter_model.safetensors", {"format": "pt"})
+                save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
 
     def _tokens(self, clip: Clip) -> Features:
         if self._blank:
@@ -242,9 +242,9 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
                 if compute_aux_loss:
                     labels["output_router_logits"] = True
                 output = model(input_ids=ids, attention_mask=mask, **labels, **media, fused_lm_head=True)
-            for kept, values in ((logps, output.log_probs), (entropies, output.entropy)):
+            for parts, values in ((logps, output.log_probs), (entropies, output.entropy)):
                 shape = (len(rows), logits_to_keep)
-                kept.append(packed.unpack(values, shape) if packed else values[:, -logits_to_keep:])
+                parts.append(packed.unpack(values, shape) if packed else values[:, -logits_to_keep:])
             aux_losses.append(output.aux_loss)
         return (
             torch.cat(logps),

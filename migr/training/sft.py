@@ -51,9 +51,9 @@ class TargetCollator:
         """One row's media features, prompt ids and target ids (closed by the end-of-turn token)."""
         clip = self.clips[row["clip_id"]]
         modalities = row.get("modalities")
-        shown = clip.modalities if modalities is None else tuple(modalities)  # an empty list shows text alone
-        features = (self.tokens or self.inputs).features(clip, shown)
-        prompt = render_prompt(self.inputs.processor, row["prompt"], "video" in shown, "audio" in shown)
+        names = clip.modalities if modalities is None else tuple(modalities)  # an empty list shows text alone
+        features = (self.tokens or self.inputs).features(clip, names)
+        prompt = render_prompt(self.inputs.processor, row["prompt"], "video" in names, "audio" in names)
         target = self.tokenizer(row["target"], add_special_tokens=False).input_ids
         return features, self.inputs.prompt_ids(prompt, features), [*target, self.tokenizer.eos_token_id]
 

@@ -40,7 +40,7 @@ def check_zero3(config: Any, lora_r: int) -> None:
         )
 
 
-def check_mixed(config: Any, lora_r: int, shown: Iterable[Iterable[str]]) -> None:
+def check_mixed(config: Any, lora_r: int, modalities: Iterable[Iterable[str]]) -> None:
     """Refuse to train the towers under ZeRO-1 or ZeRO-2 on rows of unlike modalities.
 
     DeepSpeed adds up the processes' gradients in the order in which they come, which is another one where a tower does
@@ -56,7 +56,7 @@ def check_mixed(config: Any, lora_r: int, shown: Iterable[Iterable[str]]) -> Non
     """
     if lora_r or config.deepspeed_plugin is None or config.world_size == 1:
         return
-    kinds = {" and ".join(name for name in TOWERS if name in row) or "text alone" for row in map(set, shown)}
+    kinds = {" and ".join(name for name in TOWERS if name in row) or "text alone" for row in map(set, modalities)}
     if len(kinds) > 1:
         raise InputError(
             f"lora_r: 0 trains the towers too, and DeepSpeed adds up the wrong gradients where some rows have "

@@ -143,46 +143,46 @@ def cells(grid: dict[str, dict[str, Sequence[Any]]], only: Sequence[str] = ()) -
     """
     pairs = [word.partition("=") for word in only]
     parts = [name for name, sign, _ in pairs if not sign] or list(grid)
-    wanted = {name: values.split(",") for name, sign, values in pairs if sign}
+    filters = {name: values.split(",") for name, sign, values in pairs if sign}
     for name, known in ((n, grid) for n in parts):
         if name not in known:
             raise InputError(f"--only {name}: no such part; there are {', '.join(known)}")
-    for name in wanted:
+    for name in filters:
         if name not in Cell.__dataclass_fields__:
             raise InputError(f"--only {name}=…: no such field; there are {', '.join(Cell.__dataclass_fields__)}")
-    seen = set()
+    earlier = set()
     for part in parts:
         for values in itertools.product(*(grid[part][name] for name in Cell.__dataclass_fields__)):
             fields = dict(zip(Cell.__dataclass_fields__, values, strict=True))
             if TARGETS[fields["targets"]][0] is None:
                 fields["coherence"] = 0.0
-            if all(str(fields[name]) in allowed for name, allowed in wanted.items()):
+            if all(str(fields[name]) in allowed for name, allowed in filters.items()):
                 cell = Cell(**fields)
-                if cell not in seen:
-                    seen.add(cell)
+                if cell not in earlier:
+                    earlier.add(cell)
                     yield cell
 
 
-def steps(base_run: Path, run: Path, chosen: Sequence[Cell], small: bool = False) -> list[Step]:
+def steps(base_run: Path, run: Path, grid_cells: Sequence[Cell], small: bool = False) -> list[Step]:
     """All steps for these cells of one seed, in order; steps of one stage do not depend on each other."""
-    made: dict[str, Step] = {}
+    plan: dict[str, Step] = {}
     clips, judge = base_run / "clips" / "clips.jsonl", base_run / "judge"
     media, extra = {"cache_dir": base_run / "cache"}, SMALL["train"] if small else []
     about: dict[str, Any]
     learned: dict[str, Any]
 
     def add(stage: str, name: str, output: Path, script: str, *more: str, **flags: object) -> None:
-        given = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+        words = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
         key = f"{stage}/{name}"
-        made.setdefault(key, Step(stage, key, [sys.executable, str(ROOT / script), *given, *more], output))
+        plan.setdefault(key, Step(stage, key, [sys.executable, str(ROOT / script), *words, *more], output))
 
     def train(stage: str, name: str, script: str, config: str, *more: str, **flags: object) -> Path:
         out = run / stage / name
-        shared = {"config": CONFIGS / f"{config}.yaml", "clips": clips, "seed": chosen[0].seed, **media, **flags}
+        shared = {"config": CONFIGS / f"{config}.yaml", "clips": clips, "seed": grid_cells[0].seed, **media, **flags}
         add(stage, name, out / "done.json", script, *more, *extra, **shared, output_dir=out)
         return out
 
-    for cell in chosen:
+    for cell in grid_cells:
         seed, model = cell.seed, base_run / "describe" / "model"
         if flags := BASES[cell.base]:
             folder = run / "base" / cell.base
@@ -219,12 +219,12 @@ def steps(base_run: Path, run: Path, chosen: Sequence[Cell], small: bool = False
             trained = train("grpo", cell.name, "stages/grpo.py", config, *flags, **about)
         export, out = run / "export" / cell.name, run / "eval" / cell.name
         add("export", cell.name, export / "config.json", "stages/export.py", model=trained, out=export)
-        asked = {"clips": clips, "model": export, "importance": importance, "max_new_tokens": 96, **media}
+        questions = {"clips": clips, "model": export, "importance": importance, "max_new_tokens": 96, **media}
         judged = {"judge": judge, "judge_check": "none", "out": out}
-        add("evaluation", cell.name, out / "metrics.json", "eval/consistency.py", **asked, **judged)
-        about = {"predictions": out / "predictions.jsonl", "out": out / "drift", "limit": DRIFT_CLIPS, **asked}
+        add("evaluation", cell.name, out / "metrics.json", "eval/consistency.py", **questions, **judged)
+        about = {"predictions": out / "predictions.jsonl", "out": out / "drift", "limit": DRIFT_CLIPS, **questions}
         add("drift", cell.name, out / "drift" / "drift.json", "eval/drift.py", **about)
-    return list(made.values())
+    return list(plan.values())
 
 
 def run_steps(plan: Sequence[Step], run: Path, base_run: Path) -> None:
@@ -260,15 +260,15 @@ def main() -> None:
     grid = TINY if args.small else GRID
     if args.seeds:
         grid = {part: {**values, "seed": args.seeds} for part, values in grid.items()}
-    chosen = list(cells(grid, args.only))
-    if not chosen:
+    selection = list(cells(grid, args.only))
+    if not selection:
         raise InputError(f"--only {' '.join(args.only)}: nothing in the grid is like that")
-    for seed in [] if args.report else dict.fromkeys(cell.seed for cell in chosen):
-        mine = [cell for cell in chosen if cell.seed == seed]
-        print(f"seed {seed}: {len(mine)} models")
+    for seed in [] if args.report else dict.fromkeys(cell.seed for cell in selection):
+        seed_cells = [cell for cell in selection if cell.seed == seed]
+        print(f"seed {seed}: {len(seed_cells)} models")
         base_run, folder = bases / f"seed{seed}", run / f"seed{seed}"
         make("importance", base_run, seed, ["migr"], args.small)
-        run_steps(steps(base_run, folder, mine, args.small), folder, base_run)
+        run_steps(steps(base_run, folder, seed_cells, args.small), folder, base_run)
     every = list(cells(grid))
     rows = drift_report.collect(
         [(asdict(cell), run / f"seed{cell.seed}", cell.texts, cell.name) for cell in every], bases

@@ -100,10 +100,10 @@ def outcomes(folder: Path) -> dict[str, tuple[float, float]]:
     return table
 
 
-def benefit(ours: Sequence[Path], theirs: Sequence[Path]) -> Row:
+def benefit(ours: Sequence[Path], others: Sequence[Path]) -> Row:
     """The headline of some runs minus that of others, seed by seed on the same clips; paired interval over clips."""
     tables = []
-    for own, other in zip(ours, theirs, strict=True):
+    for own, other in zip(ours, others, strict=True):
         one, two = outcomes(own), outcomes(other)
         tables += [[*one[clip], *two[clip]] for clip in one if clip in two]
     sums = resampled_sums(tables or np.zeros((0, 4)))
@@ -139,8 +139,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         cells = []
         for name in COLUMNS:
             values = [row[name] for row in group if row.get(name) is not None]
-            shown = "{:.2f}".format if name in ("gain_fall", "text_coherence") else percent
-            cells.append(shown(float(np.mean(values))) if values else "–")
+            write = "{:.2f}".format if name in ("gain_fall", "text_coherence") else percent
+            cells.append(write(float(np.mean(values))) if values else "–")
         lines.append(f"| {' | '.join(map(str, (*key, len(group), *cells)))} |")
     return lines
 

@@ -21,7 +21,8 @@ from reward.language import LanguageNote, english_readers
 from reward.score import text_of
 
 LABELS = label_set("dfew")
-FUNCTIONS = make_rewards(list(REWARDS), LABELS, LexiconJudge(LABELS))
+PUBLISHED = ["format", "accuracy", "consistency", "grounding"]  # of the recipes
+FUNCTIONS = make_rewards(PUBLISHED, LABELS, LexiconJudge(LABELS))
 IMPORTANCE = {"video": 0.2, "audio": 0.8}
 PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<video>", "</video>", "angry", "glare ", "\x00", "𐏿"]
 STRINGS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from(PIECES)).map("".join)
@@ -32,7 +33,7 @@ def score(text: str, label: str = "angry", importance: dict | None = None) -> di
     chat = [[{"role": "assistant", "content": text}]]
     return {
         name: function(completions=chat, prompts=[""], **columns)[0]
-        for name, function in zip(REWARDS, FUNCTIONS, strict=True)
+        for name, function in zip(PUBLISHED, FUNCTIONS, strict=True)
     }
 
 
@@ -43,7 +44,7 @@ def test_every_gold_target_scores_one_on_every_reward(index):
     order = sorted(row["segments"], key=lambda modality: modality != dominant)
     importance = {"video": 0.3, "audio": 0.3, dominant: 0.7}
     target = render(row["segments"], row["conclusion"], row["label"], order)
-    assert score(target, row["label"], importance) == dict.fromkeys(REWARDS, 1.0)
+    assert score(target, row["label"], importance) == dict.fromkeys(PUBLISHED, 1.0)
 
 
 @pytest.mark.parametrize(
