@@ -46,7 +46,7 @@ class EvidenceReward:
             parts = [(part.start, part.end) for part in parse(text_of(completion)).parts if part.tagged]
             own = [measured["gains"][token] for token, _ in touching(measured["spans"], parts)]
             nats += own
-            values.append(sum(max(0.0, -math.expm1(-gain)) for gain in own) / len(own) if own else 0.0)
+            values.append(sum(-math.expm1(-max(0.0, gain)) for gain in own) / len(own) if own else 0.0)
         if log_metric is not None and nats:
             log_metric("evidence_gain", sum(nats) / len(nats))
         return values

@@ -136,10 +136,10 @@ def test_a_very_long_run_is_shown_in_part_and_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"dominant": "smell"}, "needs a dominant modality"),
-        ({"dominant": "video", "importance": {"video": "much"}}, "importance of 'video' is 'much'"),
+        ({"dominant": "smell"}, "dominant 'smell' is none of"),
+        ({"dominant": "video", "importance": {"video": "much"}}, "importance must be .modality: number"),
         ({"dominant": "video", "importance": {"smell": 1}}, "importance of 'smell'"),
-        ({"dominant": "video", "importance": {"video": True}}, "importance of 'video' is True"),
+        ({"dominant": "video", "importance": {"video": True}}, "importance must be .modality: number"),
     ],
 )
 def test_wrong_importances_are_named(tmp_path, row, message):

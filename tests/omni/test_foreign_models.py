@@ -479,7 +479,8 @@ def test_the_models_own_generation_settings_do_not_decide(own, model, copy):
 def test_a_digest_covers_every_file_that_is_read(model, copy):
     folder = copy(model)
     before = {model_digest(folder)}
-    files = [file for file in folder.iterdir() if file.suffix != ".md"]
+    # nothing here reads the talker's voices, which transformers' whole model asks for
+    files = [file for file in folder.iterdir() if file.suffix != ".md" and file.name != "spk_dict.pt"]
     assert {"tokenizer.json", "chat_template.jinja", "model.safetensors"} <= {file.name for file in files}
     for count, file in enumerate(files, 2):
         text = file.read_bytes()

@@ -21,12 +21,6 @@ from migr.files.records import read_json, read_jsonl, write_jsonl
 from migr.training.arguments import GRPOArguments, SFTArguments, parse
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(
-    str(path.relative_to(ROOT))
-    for folder in ("stages", "eval")
-    for path in (ROOT / folder).rglob("*.py")
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-)
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 
 
@@ -56,30 +50,6 @@ def flags(**values):
     for key, value in values.items():
         parts += [f"--{key}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
     return parts
-
-
-# Help
-
-
-def test_there_are_the_scripts_of_the_contract():
-    names = {"data", "importance", "targets", "sft", "grpo", "export"}
-    assert {f"stages/{name}.py" for name in names} | {"eval/consistency.py"} <= set(SCRIPTS)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_works_from_any_folder_and_says_what_the_script_is_for(script, tmp_path):
-    code, out, err = start(sys.executable, ROOT / script, "--help", cwd=tmp_path)
-    assert code == 0 and "Traceback" not in err
-    document = re.match(r'r?"""(.*?)"""', (ROOT / script).read_text(encoding="utf-8"), re.DOTALL).group(1)
-    said = " ".join(out.split())
-    assert " ".join(document.split("\n\n")[0].split()) in said  # what the stage is for
-    assert f"python {script}" in out or f"accelerate launch {script}" in out  # an example to copy
-    lines = re.sub(r"\\\\?\n", " ", document).splitlines()  # a command on several lines is one
-    others = [line for line in lines if script not in line and re.search(r"\w/\w+\.py", line)]
-    own = "\n".join(line for line in lines if line not in others)
-    for flag in set(re.findall(r"--\w+", own)) - {"--help"}:
-        assert re.search(rf"^  {flag}\b", out, re.MULTILINE), f"{flag} stands in the text, not in the list of flags"
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "demo").glob("[dgps]*.yaml")), ids=lambda path: path.stem)

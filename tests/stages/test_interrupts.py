@@ -14,7 +14,7 @@ from conftest import MEDIA, ROOT, flags
 from migr.files.records import read_json, read_jsonl
 
 SECONDS = 20  # of a busy machine; the commands need one or two
-COUNT = 50
+COUNT = 200
 
 
 def in_session(leader):

@@ -62,7 +62,7 @@ def test_curves_of_runs_side_by_side_and_of_one_that_goes_on(tmp_path):
     ("text", "message"),
     [
         (None, "no trainer_state.json"),
-        ("[]", "not what a trainer writes"),
+        ("[]", "expected a JSON object, found list"),
         ('{"log_history": []}', "nothing is logged"),
     ],
 )
