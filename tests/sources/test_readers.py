@@ -278,3 +278,38 @@ def test_a_clip_without_a_prediction_is_wrong_when_asked(tmp_path):
     assert facts["n"] == 3 and facts["n_without"] == 1
     assert read_jsonl(out)[-1] == {"clip_id": "99999", "label": "happy", "response": "", "missing": True}
     assert len(read_predictions(out, DFEW)) == 4
+
+
+def foreign(folder, form):
+    """A file of that form, and the flags that it needs."""
+    if form == "llama_factory":
+        write_jsonl(folder / "generated_predictions.jsonl", LLAMA_FACTORY)
+        table = truth(folder, "video_name,label\n00025,4\n00013,2\n00099,7\n")
+        return folder / "generated_predictions.jsonl", ["--truth", table, "--by_order"]
+    if form == "ms_swift":
+        rows = [{"response": SAID[clip], "labels": TRUTH[clip], "videos": [f"/x/{clip}.mp4"]} for clip in SAID]
+        write_jsonl(folder / "result.jsonl", rows)
+        return folder / "result.jsonl", []
+    if form == "video_r1":
+        rows = [
+            {"path": f"./DFEW/{clip}.mp4", "output": SAID[clip], "solution": f"<answer>{TRUTH[clip]}</answer>"}
+            for clip in SAID
+        ]
+        (folder / "results.json").write_text(json.dumps({"results": rows, "final_acc": []}))
+        return folder / "results.json", []
+    return written(folder, form), ["--truth", truth(folder)]
+
+
+FORMS = ["lines", "map", "indented", "list", "conversations", "resumed", "csv", "jsonl"]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "llama_factory", "ms_swift", "video_r1"])
+def test_the_command_scores_every_format(tmp_path, form):
+    from eval.consistency import main
+
+    path, flags = foreign(tmp_path, form)
+    arguments = ["--predictions", path, *flags, "--judge", "lexicon", "--judge_check", "none", "--labels", "dfew"]
+    metrics = main([*map(str, arguments), "--resamples", "20", "--out", str(tmp_path / "out")])
+    # of LLaMA-Factory's three answers all are right (one by label alone), of the others' angry alone
+    assert metrics["n"] == 3 and metrics["war"] == pytest.approx(1.0 if form == "llama_factory" else 1 / 3)
+    assert metrics["n_without_reasoning"] == (1 if form == "llama_factory" else 0)
