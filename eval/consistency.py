@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     # Predictions
     if predictions is None:
-        generation = generation_of(args, labels, record)
+        generation = generation_of(args, labels, record, split=args.split, limit=args.limit, shard=args.shard)
         clips = predict.chosen_clips(generation)
         config = {**predict.generation_config(generation), "reward_judge": record and record.reward_judge, **judging}
         args.out.mkdir(parents=True, exist_ok=True)

@@ -26,12 +26,11 @@ from tqdm import tqdm
 
 from eval.figures import coherence, drift
 from eval.figures.metrics import check_resamples
-from eval.figures.tally import PREDICTION_KEYS
 from eval.page.drift import plot, show, show_coherence, write_page
 from eval.run.drift import Lenders, emotions_of, rows_of
-from eval.run.options import CACHE, engine_of, prompt_of
-from eval.run.predict import GenerationSettings, asker, opened
-from migr.cli import Parser, settings_of
+from eval.run.options import CACHE, engine_of, generation_of
+from eval.run.predict import GenerationSettings, asker, opened, read_answered
+from migr.cli import Parser
 from migr.clips.manifest import Clip, read_clips
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
@@ -84,17 +83,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, LabelSet,
     if record is not None:
         parser.inherit(args, record.media, record.source)
     labels = find_labels(args.labels, args.clips, args.predictions, model=record)
-    settings = GenerationSettings(
-        model=args.model,
-        clips=args.clips,
-        labels=labels,
-        prompt=prompt_of(labels, record),
-        media=settings_of(MediaSettings, args),
-        engine=engine_of(args),
-        decoding=settings_of(DecodingSettings, args),
-        cache_dir=args.cache_dir,
-    )
-    return args, labels, settings
+    return args, labels, generation_of(args, labels, record)
 
 
 def read_dominant(args: argparse.Namespace, clips: Mapping[str, Clip]) -> dict[str, str]:
@@ -119,15 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return measure_targets(args, labels, judge)
 
     # Data
-    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, labels)}
-    predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
-    for row in predictions:
-        if row["clip_id"] not in by_id:
-            raise InputError(f"{args.predictions}: clip {row['clip_id']!r} is not in {args.clips}")
-        if not isinstance(row["response"], str):
-            raise InputError(f"{args.predictions}: clip {row['clip_id']!r}: response must be text")
-    if not predictions:
-        raise InputError(f"{args.predictions}: no predictions in it")
+    predictions, by_id = read_answered(args.predictions, settings)
     attention = args.attention and settings.engine.engine == "transformers"
     config = {
         "model": model_digest(args.model),

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from eval.figures.evidence import CHANGES, Donors, answers, gains, measure
 from eval.figures.metrics import check_resamples
-from eval.figures.tally import PREDICTION_KEYS
-from eval.run.options import engine_of, prompt_of
-from eval.run.predict import GenerationSettings, asker, opened
-from migr.cli import Parser, settings_of
-from migr.clips.manifest import Clip, read_clips
+from eval.run.options import generation_of
+from eval.run.predict import GenerationSettings, asker, opened, read_answered
+from migr.cli import Parser
+from migr.clips.manifest import Clip
 from migr.clips.record import find_labels, read_record
 from migr.errors import InputError, exit_on_input_error
 from migr.files.claim import claim
@@ -113,16 +112,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Generatio
     if record is not None:
         parser.inherit(args, record.media, record.source)
     labels = find_labels(args.labels, args.clips, args.predictions, model=record)
-    return args, GenerationSettings(
-        model=args.model,
-        clips=args.clips,
-        labels=labels,
-        prompt=prompt_of(labels, record),
-        media=settings_of(MediaSettings, args),
-        engine=engine_of(args),
-        decoding=DecodingSettings(max_new_tokens=1),
-        cache_dir=args.cache_dir,
-    )
+    return args, generation_of(args, labels, record, DecodingSettings(max_new_tokens=1))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -134,15 +124,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, generation = arguments(argv)
 
     # Data
-    by_id = {clip.clip_id: clip for clip in read_clips(args.clips, generation.labels)}
-    predictions = read_jsonl(args.predictions, PREDICTION_KEYS, unique="clip_id")
-    if lost := [row["clip_id"] for row in predictions if row["clip_id"] not in by_id]:
-        raise InputError(f"{args.predictions}: clip {lost[0]!r} is not in {args.clips}")
-    if bad := [row["clip_id"] for row in predictions if not isinstance(row["response"], str)]:
-        raise InputError(f"{args.predictions}: clip {bad[0]!r}: response must be text")
-    if not predictions:
-        raise InputError(f"{args.predictions}: no predictions in it")
-    clips = {row["clip_id"]: by_id[row["clip_id"]] for row in predictions}
+    predictions, clips = read_answered(args.predictions, generation)
     config = {
         "model": model_digest(args.model),
         **{name: file_digest(getattr(args, name)) for name in ("predictions", "clips")},

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.bench.idle import Idle, percent
+from eval.bench.idle import Idle
+from eval.page.tables import percent
 from eval.run.options import prompt_of
 from eval.run.predict import question_for
 from migr.cli import Parser, settings_of

@@ -31,8 +31,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from eval.bench.idle import Idle, percent
+from eval.bench.idle import Idle
 from eval.bench.memory_check import drawn, read
+from eval.page.tables import percent
 from migr.cli import Parser
 from migr.clips.media import SAMPLE_RATE, Media, MediaSettings
 from migr.engine import Request, open_engine

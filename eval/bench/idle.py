@@ -36,8 +36,3 @@ class Idle:
             self._thread.join()
         if self._looks:
             self.share = 1 - sum(self._looks) / len(self._looks) / 100
-
-
-def percent(share: float | None) -> str:
-    """For a table: "12 %", or a dash where nothing was measured."""
-    return "–" if share is None else f"{share:.0%}".replace("%", " %")

@@ -108,8 +108,22 @@ def prompt_of(labels: LabelSet, record: ModelRecord | None) -> str:
     return question(labels.labels)
 
 
-def generation_of(args: argparse.Namespace, labels: LabelSet, record: ModelRecord | None) -> GenerationSettings:
-    """What is asked of the model about the clips, as dataclasses."""
+def generation_of(
+    args: argparse.Namespace,
+    labels: LabelSet,
+    record: ModelRecord | None,
+    decoding: DecodingSettings | None = None,
+    **more: Any,
+) -> GenerationSettings:
+    """What is asked of the model about the clips, as dataclasses.
+
+    Args:
+        args: The command line of a command that asks a model about clips.
+        labels: What may be answered.
+        record: What the model's folder says.
+        decoding: How answers are drawn; None takes the flags.
+        more: Fields of `GenerationSettings` that not every command has.
+    """
     return GenerationSettings(
         model=args.model,
         clips=args.clips,
@@ -117,11 +131,9 @@ def generation_of(args: argparse.Namespace, labels: LabelSet, record: ModelRecor
         prompt=prompt_of(labels, record),
         media=settings_of(MediaSettings, args),
         engine=engine_of(args),
-        decoding=settings_of(DecodingSettings, args),
-        split=args.split,
-        limit=args.limit,
+        decoding=decoding or settings_of(DecodingSettings, args),
         cache_dir=args.cache_dir,
-        shard=args.shard,
+        **more,
     )
 
 

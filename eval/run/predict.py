@@ -82,6 +82,24 @@ def chosen_clips(settings: GenerationSettings) -> list[Clip]:
     return labelled[: settings.limit]
 
 
+def read_answered(predictions: Path, settings: GenerationSettings) -> tuple[list[Row], dict[str, Clip]]:
+    """The rows of predictions.jsonl, and the clips that they answer about, by id.
+
+    Raises:
+        InputError: There is none, a clip is not in the manifest, or a response is no text.
+    """
+    by_id = {clip.clip_id: clip for clip in read_clips(settings.clips, settings.labels)}
+    rows = read_jsonl(predictions, PREDICTION_KEYS, unique="clip_id")
+    for row in rows:
+        if row["clip_id"] not in by_id:
+            raise InputError(f"{predictions}: clip {row['clip_id']!r} is not in {settings.clips}")
+        if not isinstance(row["response"], str):
+            raise InputError(f"{predictions}: clip {row['clip_id']!r}: response must be text")
+    if not rows:
+        raise InputError(f"{predictions}: no predictions in it")
+    return rows, {row["clip_id"]: by_id[row["clip_id"]] for row in rows}
+
+
 def generation_config(settings: GenerationSettings) -> Row:
     """Everything that predictions depend on; a run is continued only where all of it is the same."""
     return {

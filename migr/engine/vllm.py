@@ -46,6 +46,8 @@ class VllmEngine:
             options |= {"enforce_eager": True, "skip_mm_profiling": True}
             # a prompt in pieces and a seed of its own crash vLLM 0.31 ("CPU Generator does not use offset")
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": task.max_length}
+            # vLLM packs weights on a CPU, where `check_weights` cannot see them again; a GPU need not read them twice
+            check_finite(stored_weights(model), model)
         self._set_threads = torch.set_num_threads  # vLLM's CPU worker replaces it
         from vllm import LLM, SamplingParams  # here: the environment counts when vLLM is imported
         from vllm.model_executor.models.qwen2_5_omni_thinker import create_qwen2_5_omni_thinker_field_factory
@@ -55,7 +57,6 @@ class VllmEngine:
         self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
         options.setdefault("worker_extension_cls", "migr.engine.vllm.ChecksWeights")
-        check_finite(stored_weights(model), model)  # on a CPU vLLM packs weights, and nobody sees them again
         self.llm: Any = None
         try:
             with (
