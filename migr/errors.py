@@ -17,6 +17,10 @@ from typing import NoReturn
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST = 2000  # characters of an error's line
 _PATIENCE = 10.0  # seconds that processes other than the first give it to say what is wrong with all of them
+_START = (
+    100.0  # seconds after which a mistake is no longer one of the start; until then, a slow machine is given as many
+)
+_STARTED = time.monotonic()
 # Controls, direction marks and line separators: a file's text must not clear the screen or forge a line of ours.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -93,7 +97,8 @@ def _end(line: str, status: int) -> NoReturn:
     line = f"error: {line}" if rank == "0" else f"error (process {rank}): {line}"
     _tell_launcher(line)
     if rank != "0":  # where the first fails too, the launcher ends this one, and a mistake that all make is said once
-        time.sleep(_PATIENCE)
+        age = time.monotonic() - _STARTED
+        time.sleep(max(_PATIENCE, age if age < _START else 0))
     encoding = sys.stderr.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
     sys.exit(status)

@@ -277,8 +277,6 @@ def adapter(folder):
 
 
 def model(folder):
-    from transformers import PreTrainedConfig  # noqa: F401
-
     later("migr.omni.load", "check_model")(folder)
     list(later("migr.omni.load", "thinker_config")(folder).to_dict())
 
@@ -331,8 +329,9 @@ def pickled():
 def sentiment(folder):
     data = later("migr.sentiment.data", "SentimentData")(folder)
     for split in data.splits.values():
-        for i in range(len(split)):
-            split.clip_frames(i, "audio")
+        for modality in split.frames:
+            for i in range(len(split)):
+                split.clip_frames(i, modality)
 
 
 def sentiment_files():

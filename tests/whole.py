@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "sentiment"))
 import files as sentiment_files
 
 N = 28
+PLANTED = {"dominant": "video", "shown": {"video": "happy", "audio": "sad"}, "quality": {"video": 0.9, "audio": 0.2}}
 
 
 def build(folder: Path) -> dict[str, Path]:
@@ -26,7 +27,7 @@ def build(folder: Path) -> dict[str, Path]:
     for i in range(1, N):
         shutil.copy(clip, folder / "clips" / f"c{i}.mp4")
     rows = [{"clip_id": f"c{i}", "label": DFEW[i % 7], "split": "train" if i % 2 else "test"} for i in range(N)]
-    facts = {"has_video": True, "has_audio": True, "duration": 1.0, "planted": {"dominant": "video", "quality": 0.9}}
+    facts = {"has_video": True, "has_audio": True, "duration": 1.0, "planted": PLANTED}
     shown = {"video": "The man smiles and his eyes are wide.", "audio": "His voice is loud and fast."}
 
     def jsonl(name, rows):

@@ -119,11 +119,28 @@ def _clip(where: str, row: Row, base: Path, labels: "LabelSet | None", must_exis
     file = safe_path(row["path"], base, where)
     if must_exist and not is_file(file):
         raise InputError(f"{where}: {file} is missing")
+    planted_of(row, where)
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS}
     clip = Clip(row["clip_id"], file, label, split, **flags, extra=extra)
     if not clip.modalities:
         raise InputError(f"{where}: neither video nor audio nor transcript, nothing to reason about")
     return clip
+
+
+def planted_of(row: Row, where: str) -> Row:
+    """What a manifest's row says was planted in its clip: any of `dominant`, `shown` and `quality`; {} if nothing was.
+
+    Raises:
+        InputError: It has another shape; begins with `where`.
+    """
+    planted = {} if row.get("planted") is None else row["planted"]
+    if not isinstance(planted, dict) or not isinstance(planted.get("dominant", ""), str):
+        raise InputError(f"{where}: planted must be an object whose dominant is the name of a modality")
+    for key, kinds, what in (("shown", str | float | int, "emotions"), ("quality", float | int, "numbers")):
+        values = planted.get(key, {})
+        if not isinstance(values, dict) or not all(isinstance(value, kinds) for value in values.values()):
+            raise InputError(f"{where}: planted.{key} must give {what} by modality")
+    return planted
 
 
 def safe_path(value: Any, base: Path, where: str) -> Path:

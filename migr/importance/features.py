@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from migr.clips.manifest import Clip
 from migr.errors import InputError
 from migr.files.records import atomic_path, digest
 from migr.importance.table import Features
+from migr.omni.checks import stored_weights
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import check_model, load_thinker
 from migr.omni.towers import TOWERS, FrozenTowers
@@ -210,10 +211,7 @@ def towers_digest(model: str | Path) -> str:
     if not Path(name).is_dir():
         return digest(name)
     sha = hashlib.sha256(digest((Path(name) / "config.json").read_bytes()).encode())
-    for file in sorted(Path(name).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for key in sorted(weights.keys()):
-                if ".visual." in f".{key}" or ".audio_tower." in f".{key}":
-                    sha.update(key.encode())
-                    sha.update(weights.get_tensor(key).reshape(-1).view(torch.uint8).numpy())
+    for key, tensor in stored_weights(name, lambda key: ".visual." in f".{key}" or ".audio_tower." in f".{key}"):
+        sha.update(key.encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()[:16]

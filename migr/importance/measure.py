@@ -82,8 +82,7 @@ def check_row(clip: Clip, i: int, scores: Scores, modalities: Sequence[str], mll
 
 def planted_truth(clip: Clip) -> str | None:
     """The modality that was planted as dominant, where the manifest says so; read to measure, never to fit."""
-    planted = clip.extra.get("planted")
-    return planted.get("dominant") if isinstance(planted, dict) else None
+    return (clip.extra.get("planted") or {}).get("dominant")
 
 
 def truth_of(clips: Sequence[Clip], modalities: Sequence[str]) -> Tensor:
@@ -99,8 +98,7 @@ def quality_correlation(clips: Sequence[Clip], importance: Tensor, modalities: S
     """
     ours, planted = [], []
     for clip, weights in zip(clips, importance.tolist(), strict=True):
-        truth = clip.extra.get("planted")
-        quality = truth.get("quality", {}) if isinstance(truth, dict) else {}
+        quality = (clip.extra.get("planted") or {}).get("quality", {})
         pairs = [(m, k) for k, m in enumerate(modalities) if m in quality and m in clip.modalities]
         for a, (first, i) in enumerate(pairs):
             for second, j in pairs[a + 1 :]:

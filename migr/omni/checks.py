@@ -129,11 +129,17 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str | Path) -> No
         raise InputError(f"{where}: the weights of {name} are not finite numbers; the file is damaged")
 
 
-def stored_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a folder's safetensors files, one at a time."""
+def stored_weights(
+    folder: str | Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a folder's safetensors files, one at a time, of each file in the order of the names.
+
+    Raises:
+        InputError: A file is damaged; names it.
+    """
     for path in sorted(Path(folder).glob("*.safetensors")):
         with as_input_error(f"{path}: the weights cannot be read"), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dict)
+            for name in filter(wanted, sorted(file.keys())):
                 yield name, file.get_tensor(name)
 
 

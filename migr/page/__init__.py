@@ -2,6 +2,7 @@
 
 import base64
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def clean(text: str, longest: int = LONGEST_SHOWN) -> str:
     return _HARMFUL.sub("\ufffd", text)
 
 
+@cache
 def environment(*folders: Path) -> Environment:
-    """Templates of these folders; each extends `base.html.j2` and fills its blocks."""
+    """Templates of these folders, compiled once; each extends `base.html.j2` and fills its blocks."""
     loader = FileSystemLoader([*folders, _HERE])
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _finalize}
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)

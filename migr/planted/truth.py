@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from migr.clips.manifest import planted_of
 from migr.errors import InputError
 from migr.files.records import iter_jsonl
 from migr.planted.wording import CUES
@@ -34,17 +35,19 @@ def segment_truth(predictions: Path, clips: Path) -> dict[str, Any]:
     Raises:
         InputError: A file is missing or wrong, or a prediction's clip is not in the manifest.
     """
-    planted = {row["clip_id"]: row.get("planted") for row in iter_jsonl(clips, ("clip_id",))}
+    planted = {
+        row["clip_id"]: planted_of(row, f"{clips}: clip {row['clip_id']!r}") for row in iter_jsonl(clips, ("clip_id",))
+    }
     if not any(planted.values()):
         return {}
     true = total = 0
     for row in iter_jsonl(predictions, ("clip_id", "response")):
         truth = planted.get(row["clip_id"])
-        if truth is None:
+        if not truth:
             raise InputError(f"{predictions}: clip {row['clip_id']!r} is not among the planted clips of {clips}")
-        reasoning = parse(row["response"]).reasoning
+        reasoning, shown = parse(row["response"]).reasoning, truth.get("shown", {})
         for modality, text in reasoning.segments if reasoning else ():
-            if modality == truth["dominant"]:
+            if modality == truth.get("dominant") and modality in CUES and modality in shown:
                 total += 1
-                true += cue_emotion(modality, text) == truth["shown"][modality]
+                true += cue_emotion(modality, text) == shown[modality]
     return {"segment_truth": true / total if total else None, "segment_truth_n": total}

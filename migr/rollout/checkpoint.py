@@ -19,8 +19,8 @@ def model_folder(model: str) -> Path:
 
 
 @lru_cache(1)
-def stored_weights(model: str) -> dict[str, Any]:
-    """The open safetensors file of each weight; `get_tensor` and `get_slice` read it."""
+def weight_files(model: str) -> dict[str, Any]:
+    """The open safetensors file of each weight, by its name; `get_tensor` and `get_slice` read it."""
     files = [safe_open(file, "pt") for file in sorted(model_folder(model).glob("*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118  (a file is no mapping)
 

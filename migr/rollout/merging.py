@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from migr.engine.vllm import ChecksWeights
 from migr.errors import InputError
 from migr.omni.checks import check_finite
-from migr.rollout.checkpoint import stored_weights
+from migr.rollout.checkpoint import weight_files
 from migr.rollout.protocol import unpack
 
 Gather = Callable[[list[Any]], AbstractContextManager[Any]]
@@ -118,7 +118,7 @@ def merged_with_stored(
     Raises:
         InputError: At once, before any weight is given: the adapter is not one of this model.
     """
-    stored = stored_weights(model)
+    stored = weight_files(model)
     for layer in scales:
         shape = (
             stored[f"{layer}.weight"].get_slice(f"{layer}.weight").get_shape() if f"{layer}.weight" in stored else []

@@ -103,7 +103,8 @@ TEMPLATES = {
     "template that refuses": written("chat_template.jinja", "{{ raise_exception('no') }}"),
 }
 ALL = CONFIG | TOWERS | TEMPLATES
-CAUSAL = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}  # not read where text alone is
+# The record is read neither where text alone is nor where an adapter has its own.
+WITHOUT_RECORD = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}
 LOADED = CONFIG | TOWERS  # whatever stands in the template
 
 
@@ -161,21 +162,21 @@ COMMANDS = {
             name,
             kinds,
         )
-        for name, kinds in (("model", ALL), ("adapter", {**ADAPTERS, "base on the Hub": adapter_nan}))
+        for name, kinds in (("model", WITHOUT_RECORD), ("adapter", {**ADAPTERS, "base on the Hub": adapter_nan}))
     ],
     "stages/targets.py": [
         (
             "--clips {clips} --reasoning {free} --order video-first --assigner llm --assigner_model {model} "
             "--engine transformers --out {out}.jsonl",
             "model",
-            CAUSAL,
+            WITHOUT_RECORD,
         )
     ],
     "stages/demo/check.py": [("--clips {clips} --model {model} --split test ENGINE --out {out}.json", "model", ALL)],
     "stages/memory.py": [("--config {sft_yaml} --model {model}", "model", CONFIG)],
     "stages/rollout_server.py": [("--model {model} --port 0", "model", CONFIG)],
     "eval/consistency.py": [("--clips {clips} --model {model} --judge lexicon ENGINE --out {out}", "model", ALL)],
-    "eval/judges.py": [("llm:{model} --texts {check} --engine transformers --out {out}", "model", CAUSAL)],
+    "eval/judges.py": [("llm:{model} --texts {check} --engine transformers --out {out}", "model", WITHOUT_RECORD)],
     "eval/explain.py": [
         ("{clip} --model {model} SMALL --out {out}.html", "model", ALL),
         ("{clip} --model {model} --importance {fusion} SMALL --out {out}.html", "fusion", FUSION),

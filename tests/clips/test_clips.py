@@ -74,6 +74,11 @@ def test_another_root_replaces_the_manifests_folder(folder, tmp_path_factory):
         ({"clip_id": " "}, "clip_id"),
         ({"clip_id": 7}, "clip_id"),
         ({"clip_id": "a"}, "same clip_id stands in line 1"),
+        ({"planted": "video"}, "planted must be an object"),
+        ({"planted": {"dominant": ["video"]}}, "planted must be an object"),
+        ({"planted": {"quality": 0.9}}, "planted.quality must give numbers"),
+        ({"planted": {"quality": {"video": "high"}}}, "planted.quality must give numbers"),
+        ({"planted": {"shown": {"video": None}}}, "planted.shown must give emotions"),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line_and_clip(folder, changes, message):

@@ -216,5 +216,12 @@ def test_segment_truth_counts_what_the_dominant_modality_shows(tmp_path):
     write_jsonl(tmp_path / "predictions.jsonl", rows)
     found = segment_truth(tmp_path / "predictions.jsonl", tmp_path / "clips.jsonl")
     assert found == {"segment_truth": 0.5, "segment_truth_n": 2}
+    for planted in ({"dominant": "audio"}, {"dominant": "audio", "shown": {"video": "sad"}}):
+        write_jsonl(tmp_path / "clips.jsonl", [{"clip_id": name, "planted": planted} for name in "abc"])
+        counts = segment_truth(tmp_path / "predictions.jsonl", tmp_path / "clips.jsonl")
+        assert counts == {"segment_truth": None, "segment_truth_n": 0}, "nothing is known of what it shows"
+    write_jsonl(tmp_path / "clips.jsonl", [{"clip_id": name, "planted": {"shown": []}} for name in "abc"])
+    with pytest.raises(InputError, match=r"clips\.jsonl: clip 'a': planted\.shown"):
+        segment_truth(tmp_path / "predictions.jsonl", tmp_path / "clips.jsonl")
     write_jsonl(tmp_path / "clips.jsonl", [{"clip_id": name} for name in "abc"])
     assert segment_truth(tmp_path / "predictions.jsonl", tmp_path / "clips.jsonl") == {}
