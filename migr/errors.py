@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed writing", "basic_ios::clear: iostream error")
 _LONGEST = 2000  # characters of an error's line
 _PATIENCE = 10.0  # seconds that processes other than the first give it to say what is wrong with all of them
 _START = (
@@ -115,12 +116,9 @@ def _mistake(error: BaseException) -> str | None:
     """What a user reads of an error that is theirs to mend; None if it is not."""
     if isinstance(error, InputError):
         return str(error)
-    # safetensors and torch report the operating system's errors under names of their own
-    code = error.errno if isinstance(error, OSError) else None
-    if match := re.search(r"\(os error (\d+)\)", str(error)):
-        code = int(match[1])
-    elif "PytorchStreamWriter failed writing" in str(error):
-        code = errno.ENOSPC
+    code = _code(error)
+    if code is None and any(_code(earlier) in _NO_ROOM for earlier in _contexts(error)):
+        code = errno.ENOSPC  # torch trips over what it could not write, and complains of that
     if code is not None:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         again = "make room, then run the same command again" if code in _NO_ROOM else "give another path, or mend it"
@@ -128,6 +126,21 @@ def _mistake(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({reason(error)}); lower the batch size, the frames or the lengths"
     return None
+
+
+def _code(error: BaseException) -> int | None:
+    """Number of an operating system's error, which safetensors and torch report under names of their own."""
+    if isinstance(error, OSError):
+        return error.errno
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(match[1])
+    return errno.ENOSPC if any(words in str(error) for words in _TORCH_CANNOT_WRITE) else None
+
+
+def _contexts(error: BaseException) -> Iterator[BaseException]:
+    """The errors in whose course an error came about."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        yield (error := earlier)
 
 
 def _log() -> Path:

@@ -8,14 +8,18 @@ the ways of `DAMAGES`.
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from migr.files.growing import Growing
 
@@ -29,6 +33,26 @@ DAMAGES: dict[str, Callable[[bytes, int], bytes | None]] = {
     "zero-filled": lambda text, safe: text[:safe] + bytes(len(text) - safe),
     "reordered": lambda text, safe: text[:safe] + bytes((len(text) - safe) // 2) + text[(safe + len(text) + 1) // 2 :],
 }
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[int], None]]:
+    """A disk of this size at a folder; gives what changes its size. Skips the test where it cannot be mounted."""
+
+    def mount(options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return not subprocess.run(command, capture_output=True, check=False).returncode
+
+    def resize(kilobytes: int) -> None:
+        assert mount(f"remount,size={kilobytes}k")
+
+    folder.mkdir()
+    if os.geteuid() or not mount(f"size={kilobytes}k"):
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        yield resize
+    finally:
+        subprocess.run(["/bin/umount", str(folder)], check=True)
 
 
 class Commands:
@@ -122,7 +146,7 @@ def watch(notes: str, until: int | None) -> None:
         def renamed(source: Any, target: Any, **more: Any) -> None:
             before = None
             if os.path.isfile(target):
-                os.link(target, before := f"{notes}.{os.stat(target).st_ino}.{time.monotonic_ns()}")
+                shutil.copyfile(target, before := f"{notes}.{os.stat(target).st_ino}.{time.monotonic_ns()}")
             rename(source, target, **more)
             note(what="rename", name=str(target), before=before)
 

@@ -49,6 +49,18 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(error, said, capsys):
     assert status == 2 and said in line
 
 
+def test_a_full_disk_is_told_from_what_torch_trips_over_behind_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 232832 vs 232720")
+    error.__context__ = RuntimeError("basic_ios::clear: iostream error")
+    status, line = end(capsys, error)
+    assert status == 2 and "No space left on device; make room" in line
+    for other in (InputError("x"), OSError(13, "Permission denied")):  # in whose course a fault of ours came about
+        fault = KeyError("n")
+        fault.__context__ = other
+        assert end(capsys, fault)[0] == 1
+
+
 def test_a_fault_of_ours_says_where_its_traceback_lies(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     status, line = end(capsys, KeyError("n"))

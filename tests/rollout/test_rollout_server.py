@@ -292,6 +292,35 @@ def test_weights_of_another_run_and_messages_that_are_none_are_refused_and_the_s
     assert len(trainer.rollouts.sample(prompts, clips, step=0)[0]) == len(clips)
 
 
+def test_numbers_that_are_not_finite_are_refused_and_leave_nothing_behind(trainer, clips, monkeypatch):
+    """vLLM's cache once kept NaN for later requests, with good weights and media too."""
+    remote, nan = trainer.rollouts.vllm, float("nan")
+    trainer.rollouts.sync()
+    expected = greedy_of_vllm(trainer, clips)
+    sent = []
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_ask", lambda _, message: sent.append(message) or {"drawn": []})
+        with pytest.raises(ValueError, match="zip"):  # nothing was drawn
+            greedy_of_vllm(trainer, clips)
+    words, features = unpack(sent[0])
+    scales, tensors = adapter_tensors(trainer.model, lambda _: torch.no_grad())
+    picture, sound = (next(name for name in features if name.endswith(end)) for end in ("_videos", "input_features"))
+    weight = min(tensors)
+    for path, message in (
+        ("/weights", pack(scales, {**tensors, weight: torch.full_like(tensors[weight], nan)})),
+        ("/weights", pack(scales, {name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()})),
+        ("/sample", pack(words, {**features, picture: torch.full_like(features[picture], nan)})),
+        ("/sample", pack(words, {**features, sound: torch.full_like(features[sound], -math.inf)})),
+    ):
+        with pytest.raises(InputError, match="not finite"):
+            ask(remote.url, path, message)
+        trainer.rollouts.sync()
+        for _ in range(2):
+            assert greedy_of_vllm(trainer, clips) == expected
+    logprobs = trainer.rollouts.sample(prompts_of(trainer.omni, clips), clips, step=0)[1]
+    assert all(math.isfinite(value) for values in logprobs for value in values)
+
+
 # The stage, on one process and on two
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from power import DAMAGES, Commands, damage
+from power import DAMAGES, Commands, damage, small_disk
 from safetensors.numpy import load_file
 
 from migr.files.records import read_json, read_jsonl, write_jsonl
@@ -110,7 +110,7 @@ def result(name, folder):
 
 @pytest.fixture(scope="module")
 def whole(given, run, tmp_path_factory):
-    """`whole(name)`: what an undisturbed run ends in, and how many writes it makes."""
+    """`whole(name)`: what an undisturbed run ends in, how many writes it makes and how many kilobytes it leaves."""
     known = {}
 
     def once(name):
@@ -118,7 +118,8 @@ def whole(given, run, tmp_path_factory):
             folder = tmp_path_factory.mktemp("whole") / "run"
             status, text, events = run(name, *given(name, folder))
             assert status == 0, text
-            known[name] = result(name, folder), len(events)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
+            known[name] = result(name, folder), len(events), size
         return known[name]
 
     return once
@@ -126,7 +127,7 @@ def whole(given, run, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "kind", "moment"), CASES)
 def test_a_command_ends_as_it_would_have_whatever_a_power_cut_took(name, kind, moment, given, whole, run, tmp_path):
-    expected, writes = whole(name)
+    expected, writes, _ = whole(name)
     folder = tmp_path / "run"
     until = None if moment is None else max(1, round(moment * writes))
     status, text, events = run(name, *given(name, folder), until)
@@ -137,3 +138,21 @@ def test_a_command_ends_as_it_would_have_whatever_a_power_cut_took(name, kind, m
     assert status == 0, text[-3000:]
     assert result(name, folder) == expected
     shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "grpo"])
+def test_a_training_says_that_the_disk_is_full_in_one_line_and_goes_on_with_room(name, given, whole, run, tmp_path):
+    expected, _, size = whole(name)
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64) as resize:
+        for share in (0.1, 0.4, 0.7, 0.9):
+            resize(int(share * size))
+            status, text, _ = run(name, *given(name, disk / "run"))
+            errors = [line for line in text.splitlines() if line.startswith("error")]
+            assert (status, len(errors)) == (2, 1) and "Traceback" not in text, text[-3000:]
+            assert "No space left on device" in errors[0] and "make room" in errors[0], errors
+        resize(4 * size)
+        status, text, _ = run(name, *given(name, disk / "run"))
+        assert status == 0, text[-3000:]
+        assert result(name, disk / "run") == expected
