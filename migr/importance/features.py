@@ -213,5 +213,5 @@ def towers_digest(model: str | Path) -> str:
     sha = hashlib.sha256(digest((Path(name) / "config.json").read_bytes()).encode())
     for key, tensor in stored_weights(name, lambda key: ".visual." in f".{key}" or ".audio_tower." in f".{key}"):
         sha.update(key.encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]

@@ -4,14 +4,16 @@ import json
 import re
 import sys
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from migr.errors import InputError, printable
+from migr.errors import InputError, as_input_error, printable
 from migr.files.claim import clear, differences, hold, refuse_other
 from migr.files.fingerprint import file_digest
 from migr.files.records import read_object, sync_all, write_environment, write_json
@@ -43,8 +45,28 @@ class CompleteMarker(TrainerCallback):
 class EndsOnce(Trainer):
     """A trainer that is at its end where it goes on from the checkpoint of its last step.
 
-    transformers asks only behind a step whether that was the last one, and would make another.
+    transformers asks only behind a step whether that was the last one, and would make another. What a checkpoint holds
+    that is no state of a training, such as a pickle with code in it (which torch refuses), is an InputError.
     """
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
+        """Train, from a checkpoint on where one is named; of its state, transformers believes whatever is there."""
+        if isinstance(resume_from_checkpoint, str):
+            with _readable(resume_from_checkpoint):
+                TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         saved: Any = self.state.stateful_callbacks
@@ -52,6 +74,10 @@ class EndsOnce(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **options)
+
+
+def _readable(checkpoint: str | None) -> AbstractContextManager[None]:
+    return as_input_error(f"{checkpoint} holds no state of a training; delete it to go on from the one before it")
 
 
 def mark(checkpoint: Path) -> None:

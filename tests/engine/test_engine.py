@@ -13,6 +13,7 @@ import torch
 from migr.clips.media import Media
 from migr.engine import Generation, Request, open_engine
 from migr.errors import InputError
+from migr.files.records import read_json, write_json
 from migr.omni.export import write_checkpoint
 from migr.omni.load import load_processor, load_thinker, media_token_ids
 from migr.omni.prompt import ANSWER_DIRECTLY, question, render_prompt
@@ -71,10 +72,20 @@ def requests(processor):
 
 
 @pytest.fixture(scope="module")
-def engines(model):
+def engines(model, tmp_path_factory):
+    """Both, on a copy whose own settings for generation would make other answers: they must not decide."""
+    folder = shutil.copytree(model, tmp_path_factory.mktemp("own") / "model")
+    own = {
+        "no_repeat_ngram_size": 1,
+        "repetition_penalty": 9.0,
+        "min_length": 40,
+        "temperature": 5.0,
+        "do_sample": True,
+    }
+    write_json(folder / "generation_config.json", {**read_json(folder / "generation_config.json"), **own})
     with (
-        open_engine(model, "vllm", max_new_tokens=NEW, batch_size=8) as vllm,
-        open_engine(model, "transformers", max_new_tokens=NEW, batch_size=5) as transformers,
+        open_engine(folder, "vllm", max_new_tokens=NEW, batch_size=8) as vllm,
+        open_engine(folder, "transformers", max_new_tokens=NEW, batch_size=5) as transformers,
     ):
         yield {"vllm": vllm, "transformers": transformers}
 

@@ -185,6 +185,23 @@ def test_finished_evaluations_are_put_side_by_side_by_the_command(tmp_path, caps
         main([str(tmp_path / "a"), "--clips", "no.jsonl", "--out", str(tmp_path / "page.html")])
 
 
+def test_a_foreign_run_copies_no_file_from_outside_of_its_folder(tmp_path):
+    """Its manifest may name any place of this machine as the root of the clips."""
+    row = {"clip_id": "c1", "label": "angry", "response": "<think>x</think><answer>angry</answer>"}
+    (folder := tmp_path / "run").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    write_json(folder / "metrics.json", metrics() | {"settings": {}})
+    write_jsonl(folder / "predictions.jsonl", [row])
+    write_jsonl(folder / "clips.jsonl", [{"clip_id": "c1", "path": "secret", "label": "angry", "split": "test"}])
+    write_json(folder / "data.json", {"root": str(tmp_path)})
+    argv = [str(folder), "--copy_clips", "--out", str(tmp_path / "public" / "page.html")]
+    with pytest.raises(InputError, match=r"outside of its folder; to copy them from there, name it yourself: --clips"):
+        main(argv)
+    assert not (tmp_path / "public").exists()
+    main([*argv, "--clips", str(folder / "clips.jsonl")])
+    assert not list((tmp_path / "public").glob("*_files/*")), "only video and sound are copied"
+
+
 def test_the_table_and_the_page_say_when_the_judge_is_that_of_the_rewards(tmp_path, capsys):
     judge = {"name": "lexicon", "accuracy": 0.9, "n": 210, "blind": ["contempt"], "rewarded": True}
     said = "cannot name contempt; the model was rewarded by it: circular"

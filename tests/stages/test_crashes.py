@@ -141,8 +141,8 @@ def test_a_command_ends_as_it_would_have_whatever_a_power_cut_took(name, kind, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "grpo"])
-def test_a_training_says_that_the_disk_is_full_in_one_line_and_goes_on_with_room(name, given, whole, run, tmp_path):
+@pytest.mark.parametrize("name", ["sft", "grpo", "describe"])
+def test_a_command_says_that_the_disk_is_full_in_one_line_and_goes_on_with_room(name, given, whole, run, tmp_path):
     expected, _, size = whole(name)
     disk = tmp_path / "disk"
     with small_disk(disk, 64) as resize:

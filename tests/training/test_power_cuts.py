@@ -1,6 +1,10 @@
 """What a crash of the machine can leave of a checkpoint: it is passed over, the one before it is taken."""
 
+import io
+import os
+import pickle
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -86,6 +90,53 @@ def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(run, capsys, t
     assert "optimizer.pt is missing" in capsys.readouterr().err
     write_json(out / "done.json", {})
     assert begin(out, {"a": 1}) == "done"
+
+
+class Code:
+    """A pickle of it is a command."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+def zipped(content):
+    """The pickle as torch stores one."""
+    file = io.BytesIO()
+    torch.save({"state": torch.zeros(2)}, file)
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(file.getvalue())) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith("data.pkl") else old.read(name))
+    return out.getvalue()
+
+
+FOREIGN = {
+    "optimizer.pt": pickle.dumps(Code()),
+    "scheduler.pt": zipped(pickle.dumps(Code(), protocol=2)),
+    "rng_state.pth": pickle.dumps(Code()),
+    "adapter_model.safetensors": b"x" * 100,
+    "trainer_state.json": b"[1]",
+}
+
+
+@pytest.mark.slow
+def test_a_foreign_checkpoint_runs_no_code_and_is_one_line(
+    stage, training, base_model, planted_run, tmp_path, monkeypatch
+):
+    sizes = {"lora_r": 4, "max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 2}
+    given = {**training, **sizes, "model": base_model, "targets": planted_run.targets}
+    stage("sft", **given, output_dir=tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    for name, content in FOREIGN.items():
+        run = tmp_path / name
+        run.mkdir()
+        shutil.copy(tmp_path / "whole" / "run.json", run)
+        checkpoint = shutil.copytree(tmp_path / "whole" / "checkpoint-2", run / "checkpoint-2")
+        (checkpoint / name).write_bytes(content)
+        mark(checkpoint)  # its marker says that all is well
+        with pytest.raises(InputError, match=r"checkpoint-2 holds no state of a training; delete it") as caught:
+            stage("sft", **given, output_dir=run)
+        assert str(caught.value).count("\n") == 0 and not (tmp_path / "ran").exists(), name
 
 
 @pytest.mark.slow
