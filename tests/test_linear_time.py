@@ -6,12 +6,12 @@ from contextlib import suppress
 
 import pytest
 from fuzzing import TOKENS
-from readers import (
+from readers import READERS
+from readers.content import (
     CLIPS,
     IMPORTANCE,
     JUDGEMENTS,
     PREDICTIONS,
-    READERS,
     RESPONSE,
     SEGMENTS,
     TURNS,
@@ -20,7 +20,7 @@ from readers import (
     table,
     workbook,
 )
-from readers import responded as read_response
+from readers.judges import responded as read_response
 
 from migr.errors import InputError
 
