@@ -1,10 +1,14 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from eval.sentiment import main as score
@@ -48,6 +52,26 @@ def test_an_interrupted_run_ends_bit_identical(data, tmp_path):
     last = [load_file(folder / f"checkpoint-{steps[-1]}" / "model.safetensors") for folder in (whole, cut)]
     assert all((last[0][name] == last[1][name]).all() for name in last[0])
     assert not any(path.name.startswith("checkpoint") for path in tmp_path.iterdir())
+
+
+def test_egmf_killed_and_resumed_ends_bit_identical(data, tmp_path):
+    lm = tiny_lm(tmp_path / "lm")
+    words = ["--head", "llm", "--model", str(lm), "--fusion", "experts", "--grid", "0.5", "--learning_rate", "3e-3"]
+    words += ["--save_total_limit", "10", "--no-ablations", "--num_train_epochs", "6"]
+    run(data, tmp_path / "whole", *words)
+    whole, cut = tmp_path / "whole" / "seed-1111", tmp_path / "cut" / "seed-1111"
+    command = [sys.executable, ROOT / "stages" / "sentiment.py", "--data", data, "--out", cut.parent, "--disable_tqdm"]
+    killed = subprocess.Popen([*map(str, command), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not list(cut.glob("checkpoint-*/complete")):
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    assert list(cut.glob("checkpoint-*/complete")) and not (cut / "done.json").exists()
+    run(data, tmp_path / "cut", *words)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert any("lora" in name for name in one) and all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("predictions.csv", "predictions_greedy.csv", "predictions_constrained.csv", "importance.jsonl"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
 
 def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):
