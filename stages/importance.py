@@ -9,6 +9,7 @@ network on the clips of the split `train`, and writes into --out:
     importance.jsonl      one line a clip: importance of each modality, the dominant one, margin, the network's weights
     checks.jsonl          one line a clip: what independent estimates say
     fusion.safetensors    the network fitted on all train clips; fusion.json is its shape and how it was fitted
+    model.safetensors     with --head llm: that network, pseudo tokens and LoRA
     summary.json          how well the network names emotions and, on planted clips, finds the dominant modality; how
                           far its scores can be trusted
     page.html             the same to look at, with gates.png and trust.png
@@ -21,6 +22,7 @@ import argparse
 import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -41,6 +43,11 @@ from migr.importance.store import NETWORKS, fingerprint, save
 from migr.importance.table import check_labels, check_present, known
 from migr.omni.inputs import OmniInputs
 from migr.omni.load import load_processor, load_thinker
+from migr.sentiment.metrics import figures
+from migr.sentiment.network import LanguageHead
+from migr.sentiment.sets import sentiment_set
+from migr.sentiment.settings import HEADS, NetworkSettings
+from migr.sentiment.training import save_trainable
 from migr.settings import CacheSettings, LabelSettings, MediaSettings, OutputSettings
 
 VERSION = 3  # of scores and files; results of another version are made anew
@@ -57,6 +64,12 @@ def arguments() -> argparse.Namespace:
         "--task", choices=["emotion", "sentiment"], default="emotion", help="sentiment: the clips' `sentiment`, -3 to 3"
     )
     add("--fusion", choices=list(NETWORKS), default="dual-gate", help="kind of fusion network")
+    add(
+        "--head",
+        choices=HEADS,
+        default="value",
+        help="llm: EGMF whole, --model's language model with LoRA answers behind what is fused",
+    )
     add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="of those that the clips have")
     add("--folds", type=int, default=5, help="parts of the train clips, each scored by a fit on the rest")
     add("--seed", type=int, default=0, help="draws weights, batches and folds")
@@ -79,6 +92,8 @@ def arguments() -> argparse.Namespace:
         raise InputError("--adversarial_weight must be 0 or more, --adversarial_radius above 0")
     if args.task == "sentiment" and args.mllm_check:
         raise InputError("--mllm_check asks the model for an emotion: leave it out with --task sentiment")
+    if args.head == "llm" and args.adversarial_weight:
+        raise InputError("--adversarial_weight is for --head value")
     if args.mllm_check is None:
         args.mllm_check = 40 if args.task == "emotion" else 0
     return args
@@ -100,6 +115,11 @@ def ask(
         thinker.to("cuda" if torch.cuda.is_available() else "cpu")
         drops[sample], _ = answer_drops(thinker, inputs, [clips[i] for i in sample], modalities, labels)
     return drops
+
+
+def score_figures(score: torch.Tensor, truth: torch.Tensor) -> Row:
+    """MOSI's figures of predicted against true sentiment scores, each (n,), by MMSA's names."""
+    return figures(sentiment_set("mosi"), score.numpy(), truth.numpy())
 
 
 def main() -> None:
@@ -125,8 +145,9 @@ def main() -> None:
     check_present(modalities, [clip.clip_id for clip in clips], present, learn)
     cache = args.cache_dir or args.out / "cache"
     inputs = OmniInputs(load_processor(args.model), settings, cache)
-    about = {"fusion": args.fusion, "task": args.task, "folds": args.folds, **asdict(config), "labels": list(labels)}
-    about |= {"modalities": list(modalities), "min_margin": args.min_margin, "version": VERSION}
+    about = {"fusion": args.fusion, "head": args.head, "task": args.task, "folds": args.folds}
+    about |= {**asdict(config), "labels": list(labels), "modalities": list(modalities)}
+    about |= {"min_margin": args.min_margin, "version": VERSION}
     rows = [[clip.clip_id, label[i].item(), clip.split, planted_truth(clip)] for i, clip in enumerate(clips)]
     run = {**about, "mllm_check": args.mllm_check, "clips": digest(str(rows)), "media": asdict(settings)}
     run["features"] = features_key(clips, inputs, args.model, modalities)
@@ -138,7 +159,10 @@ def main() -> None:
 
     # Run
     bar = lambda fits: tqdm(fits, "fusion fits", unit="fit")  # noqa: E731
-    result = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion)
+    head = None
+    if args.head == "llm":
+        head = LanguageHead(args.model, labels if args.task == "emotion" else (), NetworkSettings())
+    result = fit.cross_score(features, label, train, labels, config, args.folds, bar, args.fusion, head)
     scores = result.scores
     splits = sorted({clip.split for clip in clips}, key=lambda name: (name == "test", name != "train", name))
     places = {s: torch.tensor([i for i, clip in enumerate(clips) if clip.split == s]) for s in splits}
@@ -148,11 +172,13 @@ def main() -> None:
 
     # Save
     summary: Row = {"digest": digest(run), "config": {**about, **asdict(settings)}}
-    summary["alpha"] = getattr(result.net, "alpha", None)
+    whole: Any = result.net
+    net = whole if head is None else whole.net
+    summary["alpha"] = getattr(net, "alpha", None)
     summary |= {"net": fingerprint(result.net), "splits": {}}
     for split, index in places.items():
         summary["splits"][split] = measure(
-            [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities
+            [clips[i] for i in index.tolist()], label[index], scores.take(index), modalities, score_figures
         )
     part, fitted = scores.take(last), scores.take(learn)
     trusted = trust_of(sample, label[last], part, fitted, label[learn], modalities, mllm, result.net.axes)
@@ -164,7 +190,9 @@ def main() -> None:
     write_jsonl(args.out / "importance.jsonl", lines)
     checks = (check_row(clip, i, scores, modalities, drops.get(i)) for i, clip in enumerate(clips))
     write_jsonl(args.out / "checks.jsonl", checks)
-    save(result.net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
+    save(net, args.out / "fusion.safetensors", labels=list(labels), fit=about)
+    if head is not None:
+        save_trainable(whole, args.out)
     draw(args.out / "gates.png", part, modalities, labels, f"{splits[-1]} clips")
     error = torch.where(known(label[last]), trust.prediction_errors(part.logits, part.target), torch.nan)
     draw_trust(args.out / "trust.png", part, trusted, modalities, labels, error)

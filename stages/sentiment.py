@@ -111,8 +111,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("data", "out"):
         if not getattr(run, name):
             raise InputError(f"--{name} is missing: give it on the command line or in the YAML")
-    if len(set(run.seeds)) < len(run.seeds):
-        raise InputError(f"--seeds {run.seeds}: give different ones")
+    if not run.seeds or len(set(run.seeds)) < len(run.seeds):
+        raise InputError(f"--seeds {run.seeds}: give one or more, all different")
 
     from migr.sentiment.data import SentimentData
 
@@ -140,7 +140,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"sentiment: seed {seed}, epoch {outcome['epoch']:.0f}: test {name}: {text}; {outcome['seconds']:.0f} s")
 
     # Save
-    print(f"sentiment: {len(run.seeds)} seeds -> {run.out}; next: python eval/sentiment.py {run.out} --out TABLE")
+    if outcome:
+        print(f"sentiment: {len(run.seeds)} seeds -> {run.out}; next: python eval/sentiment.py {run.out} --out TABLE")
 
 
 if __name__ == "__main__":

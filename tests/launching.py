@@ -15,6 +15,7 @@ from migr.files.records import read_json
 
 CONFIGS = ROOT / "configs" / "accelerate"
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
+DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # over gloo
 PATIENCE = 600  # seconds; a hang takes for ever
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="DeepSpeed compiles an operator for the CPU")

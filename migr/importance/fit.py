@@ -23,6 +23,8 @@ from migr.importance.networks.vat import adversarial_loss
 from migr.importance.store import build, fingerprint
 from migr.importance.table import Features, check_folds, check_labels, check_present, is_score, known
 
+Head = Callable[[FusionNet], Any]  # what is behind: a `FusionNet` too
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -98,7 +100,13 @@ def support(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def fit(
-    features: Features, target: Tensor, n_classes: int, config: FitConfig, fusion: str = "dual-gate", **shape: Any
+    features: Features,
+    target: Tensor,
+    n_classes: int,
+    config: FitConfig,
+    fusion: str = "dual-gate",
+    head: Head | None = None,
+    **shape: Any,
 ) -> FusionNet:
     """Fit one network; deterministic on one machine.
 
@@ -108,6 +116,7 @@ def fit(
         n_classes: Number of emotions in the label set; 1 for scores.
         config: How.
         fusion: Kind of network, a key of `store.NETWORKS`.
+        head: Puts a head of its own behind the network.
         shape: Other fields of its configuration (`hidden`, `tau`, ...).
 
     Raises:
@@ -121,6 +130,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = build(fusion, dims={m: x.shape[1] for m, x in features.values.items()}, n_classes=n_classes, **shape)
+        net = net if head is None else head(net)
         net.reading.set_statistics(features.values, features.present)
         steps = config.epochs * math.ceil(len(target) / config.batch_size)
         spared = {id(weight) for weight in net.undecayed}
@@ -216,6 +226,7 @@ def cross_score(
     folds: int = 5,
     progress: Callable[[range], Any] = lambda x: x,
     fusion: str = "dual-gate",
+    head: Head | None = None,
     **shape: Any,
 ) -> CrossScores:
     """Score every clip with a network that was not fitted on it.
@@ -229,6 +240,7 @@ def cross_score(
         folds: Into how many parts the train clips are split, stratified by emotion.
         progress: Wraps the loop over the `folds` + 1 fits, e.g. in a progress bar.
         fusion: Kind of network.
+        head: Puts a head of its own behind each.
         shape: Other fields of its configuration.
 
     Raises:
@@ -250,7 +262,8 @@ def cross_score(
     models = [""] * len(label)
     for k in progress(range(folds + 1)):  # the last fit is on all train clips
         part = learn[fold[learn] != k]
-        net = fit(features.take(part), label[part], 1 if is_score(label) else len(labels), config, fusion, **shape)
+        classes = 1 if is_score(label) else len(labels)
+        net = fit(features.take(part), label[part], classes, config, fusion, head, **shape)
         validation = (fold == (k if k < folds else -1)).nonzero().flatten()
         if not len(validation):
             continue

@@ -1,7 +1,7 @@
 """What the importance stage reports: one line a clip, and figures for each split."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,8 +109,22 @@ def quality_correlation(clips: Sequence[Clip], importance: Tensor, modalities: S
     return float(spearmanr(ours, planted)[0])
 
 
-def measure(clips: Sequence[Clip], label: Tensor, scores: Scores, modalities: Sequence[str]) -> Row:
-    """Figures of one split; `dominant_accuracy` and `quality_spearman` only where the clips were planted."""
+def measure(
+    clips: Sequence[Clip],
+    label: Tensor,
+    scores: Scores,
+    modalities: Sequence[str],
+    score_figures: Callable[[Tensor, Tensor], Row],
+) -> Row:
+    """Figures of one split; `dominant_accuracy` and `quality_spearman` only where the clips were planted.
+
+    Args:
+        clips: The split's clips.
+        label: Their labels.
+        scores: Their scores.
+        modalities: Names on the M axis.
+        score_figures: The figures of predicted against true sentiment scores, each (n,).
+    """
     have = known(label)
     share = torch.bincount(scores.importance.argmax(1), minlength=len(modalities)) / len(clips)
     measured: Row = {
@@ -121,10 +135,10 @@ def measure(clips: Sequence[Clip], label: Tensor, scores: Scores, modalities: Se
         "quality_spearman": quality_correlation(clips, scores.importance, modalities),
     }
     if have.any() and is_score(label):
-        measured["sentiment"] = {"fused": trust.regression_figures(scores.prediction[have], label[have])}
+        measured["sentiment"] = {"fused": score_figures(scores.prediction[have], label[have])}
         for m, name in enumerate(modalities):
             rows = have & scores.present[:, m]
-            alone = trust.regression_figures(scores.unimodal[rows, m, 0], label[rows]) if rows.any() else None
+            alone = score_figures(scores.unimodal[rows, m, 0], label[rows]) if rows.any() else None
             measured["sentiment"][name] = alone
     elif have.any():
         measured["label_accuracy"] = {"fused": (scores.prediction == label)[have].float().mean().item()}

@@ -67,7 +67,7 @@ def show(summary: Row) -> None:
         table.add_section()
     if any(part["quality_spearman"] is not None for part in splits.values()):
         table.add_row("quality", "Spearman", *(number(part["quality_spearman"]) for part in splits.values()))
-    for key in ("mae", "pearson", "acc2_non0", "acc7"):
+    for key in ("MAE", "Corr", "Non0_acc_2", "Mult_acc_7"):
         if any("sentiment" in part for part in splits.values()):
             values = [part["sentiment"]["fused"][key] if "sentiment" in part else None for part in splits.values()]
             table.add_row("sentiment", key, *map(number, values))

@@ -1,7 +1,6 @@
 """How far to trust a score: calibration, agreement with independent estimates, and what a threshold on margins buys."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -190,34 +189,3 @@ def prediction_space_correlation(fused: Tensor, error: Tensor) -> float | None:
     if np.ptp(distance) == 0 or np.ptp(difference) == 0:
         return None
     return float(np.corrcoef(distance, difference)[0, 1])
-
-
-def regression_figures(score: Tensor, truth: Tensor) -> dict[str, Any]:
-    """MAE, Pearson r, Acc-2, F1 and Acc-7, as papers on CMU-MOSI and MOSEI report them.
-
-    Acc-7: both rounded to the nearest integer (halves to even, as numpy does) and kept within [-3, 3] are equal. Acc-2
-    in its two forms: `acc2_has0`, negative against non-negative, all clips; `acc2_non0`, negative against positive,
-    clips whose true score is 0 left out. F1 is weighted by class, on the clips of `acc2_non0`.
-
-    Args:
-        score: (n,) predicted.
-        truth: (n,) true scores in [-3, 3].
-    """
-    from sklearn.metrics import f1_score
-
-    p, y = score.double().numpy(), truth.double().numpy()
-    some = y != 0
-    step = [np.clip(np.round(values), -3, 3) for values in (p, y)]
-    varied = len(y) > 1 and np.ptp(p) > 0 and np.ptp(y) > 0
-    figures = {
-        "mae": float(np.abs(p - y).mean()),
-        "pearson": float(np.corrcoef(p, y)[0, 1]) if varied else None,
-        "acc2_has0": float(((p >= 0) == (y >= 0)).mean()),
-        "acc2_non0": None,
-        "f1_non0": None,
-        "acc7": float((step[0] == step[1]).mean()),
-    }
-    if some.any():
-        figures["acc2_non0"] = float(((p > 0) == (y > 0))[some].mean())
-        figures["f1_non0"] = float(f1_score(y[some] > 0, p[some] > 0, average="weighted"))
-    return figures

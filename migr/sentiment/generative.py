@@ -109,90 +109,20 @@ class Readout(NamedTuple):
     log_p: Tensor | None = None  # (n, A) of the answers
 
 
-class GenerativeSentiment(nn.Module):
-    """Fusion network, pseudo tokens, and a causal language model with a `model` and an `lm_head`.
+class AnswerModel(nn.Module):
+    """A frozen causal language model that answers behind pseudo tokens.
 
     Args:
-        lm: Of transformers, frozen but for its LoRA weights.
-        fusion: Encoders and fusion network.
+        lm: Of transformers, with a `model` and an `lm_head`, frozen but for its LoRA weights.
         pseudo: The projection.
-        answers: Of the data set.
-        score: Whether answers are scores.
+        answers: All answers.
+        score: Whether they are scores.
         median: Read scores as the median of the answers' distribution (which minimises MAE), else as the mean.
-        transcript: Whether prompts have it.
-        auxiliary_weight: Of the fusion network's own loss beside the language model's; the paper has none.
     """
 
-    def __init__(
-        self,
-        lm: Any,
-        fusion: SequenceFusion,
-        pseudo: PseudoTokens,
-        answers: AnswerTree,
-        score: bool,
-        median: bool = True,
-        transcript: bool = True,
-        auxiliary_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, lm: Any, pseudo: PseudoTokens, answers: AnswerTree, score: bool, median: bool = True) -> None:
         super().__init__()
-        self.lm, self.fusion, self.pseudo, self.answers = lm, fusion, pseudo, answers
-        self.score, self.median, self.auxiliary_weight = score, median, auxiliary_weight
-        self.players = fusion.modalities  # whose importance is asked for; "text" stands for the transcript too
-        if "text" not in self.players and transcript:
-            self.players = ("text", *self.players)
-
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """A batch of `training.Collator`: the loss; outside of training also the predictions."""
-        out, pseudo = self.tokens_of(batch, None)
-        prompts = Prompts(batch["prompt_ids"], batch["prompt_mask"])
-        answer = (self.answers.values.to(pseudo) - batch["target"][:, None]).abs().argmin(1)
-        extra = torch.zeros((), device=pseudo.device)
-        if self.auxiliary_weight:
-            extra = self.auxiliary_weight * fusion_loss(out, batch["target"], 1.0, batch.get("own"))
-        if self.training:
-            return {"loss": self.loss(prompts, pseudo, answer) + extra}
-        readout = self.read(prompts, pseudo, out, every=False)
-        assert readout.log_p is not None
-        loss = -readout.log_p.gather(1, answer[:, None]).mean()
-        return {"loss": loss + extra, "predictions": readout.prediction}
-
-    def predict(self, batch: Mapping[str, Any], every: bool = True) -> Readout:
-        """All readings of a batch."""
-        out, pseudo = self.tokens_of(batch, None)
-        return self.read(Prompts(batch["prompt_ids"], batch["prompt_mask"]), pseudo, out, every)
-
-    def present(self, batch: Mapping[str, Any]) -> Tensor:
-        """(n, P) bool: which of `players` each clip has."""
-        visible = self.fusion.visible(batch["lengths"])
-        if self.players == self.fusion.modalities:
-            return visible
-        return torch.cat([(batch["prompt_ids"] != batch["bare_ids"]).any(1, keepdim=True), visible], 1)
-
-    def logits_of(self, batch: Mapping[str, Any], visible: Tensor, shuffle: Tensor | None = None) -> Tensor:
-        """The score (n, 1) or log-probabilities (n, C) where only these `players` (n, P) bool are shown.
-
-        Args:
-            batch: Of `training.Collator`.
-            visible: Where "text" is hidden, so is the transcript.
-            shuffle: (n,) permutation: every clip gets another one's pseudo tokens.
-        """
-        own = visible[:, len(self.players) - len(self.fusion.modalities) :]
-        out, pseudo = self.tokens_of(batch, own)
-        # fused from nothing: no pseudo tokens that say something
-        pseudo = torch.where(own.any(1)[:, None, None], pseudo, 0.0)
-        pseudo = pseudo if shuffle is None else pseudo[shuffle]
-        spoken = visible[:, self.players.index("text"), None] if "text" in self.players else torch.ones_like(own[:, :1])
-        ids = torch.where(spoken, batch["prompt_ids"], batch["bare_ids"])
-        mask = torch.where(spoken, batch["prompt_mask"], batch["bare_mask"])
-        return self.read(Prompts(ids, mask), pseudo, out, every=False).logits
-
-    def attribute(self, batch: Mapping[str, Any], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Importance and contributions of `players` for the target, each (n, P): Shapley values, 2^P - 1 passes."""
-        present = self.present(batch)
-        values = coalitions(lambda visible: self.logits_of(batch, visible), present, target)
-        contributions = shapley(values, present)
-        equal = present / present.sum(1, keepdim=True)
-        return importance_of(contributions, equal, present), contributions
+        self.lm, self.pseudo, self.answers, self.score, self.median = lm, pseudo, answers, score, median
 
     def embed(self, ids: Tensor) -> Tensor:
         """The language model's embeddings of token ids."""
@@ -276,6 +206,17 @@ class GenerativeSentiment(nn.Module):
             embedded = self.embed(token[:, None])
         return torch.stack(rows, 1).tolist()
 
+    def nearest(self, target: Tensor) -> Tensor:
+        """The answer closest to each target, (n,) positions."""
+        return (self.answers.values.to(target.device) - target[:, None]).abs().argmin(1)
+
+    def logits(self, log_answers: Tensor) -> Tensor:
+        """What log p of all answers (n, A) says: the score (n, 1), or log-probabilities (n, C)."""
+        if not self.score:
+            return log_answers.log_softmax(1)
+        mean, median = expectation(log_answers, self.answers.values)
+        return (median if self.median else mean)[:, None]
+
     def read(self, prompts: Prompts, pseudo: Tensor, fusion: Any, every: bool = True) -> Readout:
         """All readings of n clips: expected, constrained and, with `every`, greedy."""
         log_answers, log_p = self.log_answers(prompts, pseudo)
@@ -286,11 +227,90 @@ class GenerativeSentiment(nn.Module):
             unread = torch.nan if self.score else -1.0
             readings["greedy"] = torch.tensor([float(self.answers.values[i]) if i >= 0 else unread for i in choices])
             readings["constrained"] = values[self.answers.constrained(log_p)]
-        if self.score:
-            mean, median = expectation(log_answers, values)
-            prediction = median if self.median else mean
-            return Readout(prediction, prediction[:, None], readings, fusion, log_answers)
-        return Readout(log_answers.argmax(1).float(), log_answers.log_softmax(1), readings, fusion, log_answers)
+        logits = self.logits(log_answers)
+        prediction = logits[:, 0] if self.score else logits.argmax(1).float()
+        return Readout(prediction, logits, readings, fusion, log_answers)
+
+
+class GenerativeSentiment(AnswerModel):
+    """Fusion network of frame sequences, pseudo tokens, language model.
+
+    Args:
+        lm, pseudo, answers, score, median: As of `AnswerModel`.
+        fusion: Encoders and fusion network.
+        transcript: Whether prompts have it.
+        auxiliary_weight: Of the fusion network's own loss beside the language model's; the paper has none.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        fusion: SequenceFusion,
+        pseudo: PseudoTokens,
+        answers: AnswerTree,
+        score: bool,
+        median: bool = True,
+        transcript: bool = True,
+        auxiliary_weight: float = 0.0,
+    ) -> None:
+        super().__init__(lm, pseudo, answers, score, median)
+        self.fusion, self.auxiliary_weight = fusion, auxiliary_weight
+        self.players = fusion.modalities  # whose importance is asked for; "text" stands for the transcript too
+        if "text" not in self.players and transcript:
+            self.players = ("text", *self.players)
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """A batch of `training.Collator`: the loss; outside of training also the predictions."""
+        out, pseudo = self.tokens_of(batch, None)
+        prompts = Prompts(batch["prompt_ids"], batch["prompt_mask"])
+        answer = self.nearest(batch["target"])
+        extra = torch.zeros((), device=pseudo.device)
+        if self.auxiliary_weight:
+            extra = self.auxiliary_weight * fusion_loss(out, batch["target"], 1.0, batch.get("own"))
+        if self.training:
+            return {"loss": self.loss(prompts, pseudo, answer) + extra}
+        readout = self.read(prompts, pseudo, out, every=False)
+        assert readout.log_p is not None
+        loss = -readout.log_p.gather(1, answer[:, None]).mean()
+        return {"loss": loss + extra, "predictions": readout.prediction}
+
+    def predict(self, batch: Mapping[str, Any], every: bool = True) -> Readout:
+        """All readings of a batch."""
+        out, pseudo = self.tokens_of(batch, None)
+        return self.read(Prompts(batch["prompt_ids"], batch["prompt_mask"]), pseudo, out, every)
+
+    def present(self, batch: Mapping[str, Any]) -> Tensor:
+        """(n, P) bool: which of `players` each clip has."""
+        visible = self.fusion.visible(batch["lengths"])
+        if self.players == self.fusion.modalities:
+            return visible
+        return torch.cat([(batch["prompt_ids"] != batch["bare_ids"]).any(1, keepdim=True), visible], 1)
+
+    def logits_of(self, batch: Mapping[str, Any], visible: Tensor, shuffle: Tensor | None = None) -> Tensor:
+        """The score (n, 1) or log-probabilities (n, C) where only these `players` (n, P) bool are shown.
+
+        Args:
+            batch: Of `training.Collator`.
+            visible: Where "text" is hidden, so is the transcript.
+            shuffle: (n,) permutation: every clip gets another one's pseudo tokens.
+        """
+        own = visible[:, len(self.players) - len(self.fusion.modalities) :]
+        out, pseudo = self.tokens_of(batch, own)
+        # fused from nothing: no pseudo tokens that say something
+        pseudo = torch.where(own.any(1)[:, None, None], pseudo, 0.0)
+        pseudo = pseudo if shuffle is None else pseudo[shuffle]
+        spoken = visible[:, self.players.index("text"), None] if "text" in self.players else torch.ones_like(own[:, :1])
+        ids = torch.where(spoken, batch["prompt_ids"], batch["bare_ids"])
+        mask = torch.where(spoken, batch["prompt_mask"], batch["bare_mask"])
+        return self.read(Prompts(ids, mask), pseudo, out, every=False).logits
+
+    def attribute(self, batch: Mapping[str, Any], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Importance and contributions of `players` for the target, each (n, P): Shapley values, 2^P - 1 passes."""
+        present = self.present(batch)
+        values = coalitions(lambda visible: self.logits_of(batch, visible), present, target)
+        contributions = shapley(values, present)
+        equal = present / present.sum(1, keepdim=True)
+        return importance_of(contributions, equal, present), contributions
 
     def tokens_of(self, batch: Mapping[str, Any], present: Tensor | None) -> tuple[Any, Tensor]:
         """The fusion network's output and the pseudo tokens of a batch."""

@@ -94,6 +94,9 @@ class FitSettings:
         self, folder: str, seed: int, figure: str, more_is_better: bool, unused: bool = False
     ) -> Any:
         """transformers' own: the epoch is chosen on valid by this figure; `unused`: some weights get no gradient."""
+        import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
+
+        import torch  # isort: skip
         from transformers import TrainingArguments
 
         values = {
@@ -115,6 +118,7 @@ class FitSettings:
                 dataloader_pin_memory=False,
                 report_to="none",
                 ddp_find_unused_parameters=unused,
+                use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU do not find each other
                 **values,
             )
         except ValueError as error:

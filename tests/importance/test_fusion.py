@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from itertools import permutations
 
-import numpy as np
 import pytest
 import torch
 from fusion_data import FAST, broken, synthetic
@@ -19,6 +18,8 @@ from migr.importance.networks.experts import ExpertConfig, ExpertFusion, collaps
 from migr.importance.networks.reading import entropy_of, fusion_loss, log_likelihood, log_scale
 from migr.importance.networks.vat import XI, _scaled, adversarial_loss, divergence
 from migr.importance.store import build, fingerprint, load, save
+from migr.sentiment.metrics import figures
+from migr.sentiment.sets import sentiment_set
 from migr.text.labels import DFEW
 
 NETS = ("dual-gate", "experts", "concatenation")
@@ -180,8 +181,8 @@ def test_scores_are_learned_and_importance_is_about_them(fusion):
     train = torch.arange(560) < 420
     found = cross_score(features, sentiment, train, ("sentiment",), FitConfig(epochs=15), folds=2, fusion=fusion)
     held = ~train & sentiment.isfinite()
-    figures = trust.regression_figures(found.scores.prediction[held], sentiment[held])
-    assert figures["mae"] < 1.0 and figures["pearson"] > 0.8 and figures["acc2_non0"] > 0.85
+    values = figures(sentiment_set("mosi"), found.scores.prediction[held].numpy(), sentiment[held].numpy())
+    assert values["MAE"] < 1.0 and values["Corr"] > 0.8 and values["Non0_acc_2"] > 0.85
     assert torch.equal(found.scores.target[held], sentiment[held]) and found.scores.target.isfinite().all()
     far = held & (sentiment.abs() > 1.5)
     assert (found.scores.importance.argmax(1) == dominant)[far].float().mean() > 0.8
@@ -221,17 +222,6 @@ def test_a_sentiment_outside_the_scale_names_the_clip(value, tmp_path):
     with pytest.raises(InputError, match="'c7': sentiment must be a number in"):
         measure.sentiment_of(Clip("c7", tmp_path, None, "train", extra={"sentiment": value}))
     assert math.isnan(measure.sentiment_of(Clip("c7", tmp_path, None, "train")))
-
-
-def test_regression_figures_follow_the_conventions_of_mosi():
-    score_, truth = torch.tensor([0.4, -0.2, 2.6, -3.4, 0.1]), torch.tensor([0.0, 0.0, 3.0, -2.8, -0.6])
-    found = trust.regression_figures(score_, truth)
-    assert found["mae"] == pytest.approx((0.4 + 0.2 + 0.4 + 0.6 + 0.7) / 5, abs=1e-5)
-    assert found["acc2_has0"] == pytest.approx(3 / 5)  # -0.2 against 0 and 0.1 against -0.6 are wrong
-    assert found["acc2_non0"] == pytest.approx(2 / 3)  # the zeros are left out
-    assert found["acc7"] == pytest.approx(4 / 5)  # 0.1 is 0, -0.6 is -1; -3.4 counts as -3
-    assert found["pearson"] == pytest.approx(np.corrcoef(score_, truth)[0, 1], abs=1e-6)
-    assert trust.regression_figures(torch.zeros(2), torch.zeros(2))["pearson"] is None
 
 
 # Virtual adversarial training

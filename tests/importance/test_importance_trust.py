@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from migr.clips.manifest import read_clips
 from migr.clips.media import MediaSettings
@@ -150,11 +151,11 @@ def test_sentiment_scores_in_place_of_emotions(stage, spoken, base_model, plante
     manifest = spoken.with_name("scored.jsonl")
     write_jsonl(manifest, kept)
     stage("importance", clips=manifest, model=base_model, out=tmp_path, **options)
-    assert "pearson" in capsys.readouterr().out
+    assert "Corr" in capsys.readouterr().out
     summary = read_json(tmp_path / "summary.json")
     figures = summary["splits"]["test"]["sentiment"]
     assert set(figures) == {"fused", "video", "audio"}
-    assert set(figures["fused"]) == {"mae", "pearson", "acc2_has0", "acc2_non0", "f1_non0", "acc7"}
+    assert {"MAE", "Corr", "Has0_acc_2", "Non0_acc_2", "Non0_F1_score", "Mult_acc_7"} <= set(figures["fused"])
     rows = read_jsonl(tmp_path / "importance.jsonl")
     assert rows[0]["target"] == kept[0]["sentiment"] and "certain" not in rows[0]
     unknown = rows[[row["clip_id"] for row in kept].index("train-00005")]
@@ -162,9 +163,25 @@ def test_sentiment_scores_in_place_of_emotions(stage, spoken, base_model, plante
     assert summary["trust"]["calibration"] == {} and "leave-one-out (MLLM)" not in summary["trust"]["agreement"]
 
 
+@pytest.mark.slow
+def test_egmf_whole_answers_by_the_models_own_language_model(stage, spoken, base_model, planted_run, tmp_path):
+    options = {"folds": 2, **MEDIA, "cache_dir": planted_run.cache, "mllm_check": 0, "batch_size": 8}
+    stage("importance", clips=spoken, model=base_model, out=tmp_path, fusion="experts", head="llm", **options)
+    rows = read_jsonl(tmp_path / "importance.jsonl")
+    assert len(rows) == len(read_jsonl(spoken)) and all(
+        sum(row["importance"].values()) == pytest.approx(1) for row in rows
+    )
+    assert {row["fold"] for row in rows} == {0, 1, None} and set(rows[0]["experts"]) == {"local", "semantic", "global"}
+    names = load_file(tmp_path / "model.safetensors")
+    assert "pseudo.linear.weight" in names and any("lora" in name for name in names)
+    assert not any(name.startswith("lm.") and "lora" not in name for name in names)
+    assert type(load(tmp_path / "fusion.safetensors")).__name__ == "ExpertFusion"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"head": "llm", "adversarial_weight": 1}, "--adversarial_weight is for --head value"),
         ({"min_margin": 1.5}, "--min_margin: a margin lies between 0 and 1"),
         ({"task": "sentiment", "mllm_check": 3}, "leave it out with --task sentiment"),
         ({"task": "sentiment"}, "train clips: 0 have a score, too few for 5 folds"),

@@ -60,7 +60,9 @@ def planted(
 
 def tiny_lm(folder, family="qwen2", hidden=64, layers=2, seed=0):
     """A causal language model of about 0.2 M random weights with a BPE of the prompts, as a model folder."""
-    import torch
+    import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
+
+    import torch  # isort: skip
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -73,7 +75,7 @@ def tiny_lm(folder, family="qwen2", hidden=64, layers=2, seed=0):
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=["<pad>", "<end>"], initial_alphabet=letters, show_progress=False
     )
-    prompts = [found.prompt for found in SETS.values()]  # or they come out as many tokens as bytes
+    prompts = [dataset.prompt for dataset in SETS.values()]  # or they come out as many tokens as bytes
     tokenizer.train_from_iterator([text for p in prompts for text in (p.prefix, p.suffix, p.task)] * 3, trainer)
     count = tokenizer.get_vocab_size()
     marks = {"eos_token": "<end>", "pad_token": "<pad>"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from launching import DDP, needs_compiler, two_processes
+from launching import run as start
 from safetensors.torch import load_file
 
 from eval.sentiment import main as score
@@ -72,6 +74,42 @@ def test_egmf_killed_and_resumed_ends_bit_identical(data, tmp_path):
     assert any("lora" in name for name in one) and all(torch.equal(one[name], other[name]) for name in one)
     for name in ("predictions.csv", "predictions_greedy.csv", "predictions_constrained.csv", "importance.jsonl"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def fits(data, tmp_path_factory) -> dict[str, list[str]]:
+    """Both heads without dropout, whose draws differ between processes: name -> arguments, for batches of 16."""
+    lm = tiny_lm(tmp_path_factory.mktemp("lm") / "lm")
+    common = ["--data", str(data), "--num_train_epochs", "3", "--dropout", "0", "--disable_tqdm"]
+    llm = ["--head", "llm", "--model", str(lm), "--fusion", "experts", "--grid", "0.5", "--learning_rate", "3e-3"]
+    return {"agfn": [*common, "--seeds", "1", "2"], "egmf": [*common, *llm]}
+
+
+@pytest.fixture(scope="module")
+def alone(fits, tmp_path_factory) -> Path:
+    """What one process learns."""
+    out = tmp_path_factory.mktemp("alone")
+    for name, words in fits.items():
+        fit([*words, "--out", str(out / name)])
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [None, pytest.param("zero2_cpu.yaml", marks=needs_compiler)], ids=str)
+def test_two_processes_learn_what_one_learns(config, fits, alone, tmp_path):
+    launcher = two_processes(config) if config else DDP
+    for name, words in fits.items():
+        script = [ROOT / "stages" / "sentiment.py", *words, "--out", tmp_path / name]
+        start(tmp_path, [*launcher, *script, "--per_device_train_batch_size", "16"])
+        for folder in (alone / name).glob("seed-*"):
+            other = tmp_path / name / folder.name
+            one, two = (load_file(path / "model.safetensors") for path in (folder, other))
+            assert one.keys() == two.keys()
+            for weight in one:
+                torch.testing.assert_close(two[weight], one[weight], atol=2e-3, rtol=2e-2)
+            done, same = (json.loads((path / "done.json").read_text()) for path in (folder, other))
+            assert same["epoch"] == done["epoch"] and same["valid"] == pytest.approx(done["valid"], abs=2e-2)
+            assert same["test"]["main"]["MAE"] == pytest.approx(done["test"]["main"]["MAE"], abs=2e-3)
 
 
 def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):

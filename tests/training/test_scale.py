@@ -12,7 +12,7 @@ import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it
 import pytest
 import torch
 from conftest import ROOT, flags
-from launching import ACCELERATE, CONFIGS, logged, needs_compiler, run, two_processes
+from launching import ACCELERATE, CONFIGS, DDP, logged, needs_compiler, run, two_processes
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
@@ -92,9 +92,7 @@ def test_sft_under_zero3_with_a_modality_missing_on_one_process_learns_what_one_
     assert (tmp_path / "two" / "checkpoint-3" / "complete").exists()
 
 
-# Plain data parallelism, over gloo
-
-DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# Plain data parallelism
 
 
 def run_both(launcher, folder, runs):

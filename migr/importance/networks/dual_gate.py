@@ -93,7 +93,7 @@ class DualGateFusion(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(hidden, len(config.dims)),
         )
-        self.theta = nn.Parameter(torch.zeros(()))
+        self.theta = nn.Parameter(torch.zeros(1))  # not without a dimension, which DeepSpeed cannot spread
         self.head = nn.Linear(hidden, config.n_classes)
 
     @property

@@ -98,7 +98,7 @@ class ExpertFusion(nn.Module):
         k = len(EXPERTS)
         self.gate = nn.Linear(d, k)
         self.mix = nn.Sequential(nn.Linear(d + k, d // 2), nn.GELU(), nn.Linear(d // 2, k))
-        self.beta = nn.Parameter(torch.ones(()))
+        self.beta = nn.Parameter(torch.ones(1))  # not without a dimension, which DeepSpeed cannot spread
         self.head = nn.Linear(d, config.n_classes)
         self.order = [i for name in ANCHORS for i, m in enumerate(config.dims) if m == name]
         assert len(self.order) == len(config.dims), f"modalities are among {ANCHORS}, not {tuple(config.dims)}"

@@ -98,11 +98,16 @@ def fusion_loss(out: Any, target: Tensor, unimodal_weight: float, own: Tensor | 
     """The fused head's loss + `unimodal_weight` × the mean loss of the present unimodal heads, of any network's output.
 
     Emotions (integer `target`): cross-entropy for all. Sentiment scores (floating point): L1 for the fused head,
-    Laplace likelihood |y − μ| / b + log b for the unimodal heads. `own` (n, M): labels of the modalities themselves,
-    where a data set has them; else the heads learn the clip's.
+    Laplace likelihood |y − μ| / b + log b for the unimodal heads. An output with a `fused_loss` says what the fused
+    head's is. `own` (n, M): labels of the modalities themselves, where a data set has them; else the heads learn the
+    clip's.
     """
-    scores = target.is_floating_point()
-    fused = F.l1_loss(out.logits[:, 0], target) if scores else F.cross_entropy(out.logits, target)
+    if hasattr(out, "fused_loss"):
+        fused = out.fused_loss(target)
+    elif target.is_floating_point():
+        fused = F.l1_loss(out.logits[:, 0], target)
+    else:
+        fused = F.cross_entropy(out.logits, target)
     each = log_likelihood(out.unimodal, target if own is None else own)
     return fused - unimodal_weight * each[out.present].mean()
 
