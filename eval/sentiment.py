@@ -6,8 +6,10 @@ r"""The sentiment field's figures, exactly as MMSA computes them, of runs, of an
 A RUN is a folder of stages/sentiment.py; a CSV with the columns id, prediction and truth (or --data, the folder of
 stages/features.py that has the truth); a result CSV of MMSA or MSE-Adapter; or KuDA's log. Both Acc-2 and both F1 are
 always given, with 95 % intervals over clips, mean and deviation over seeds, paired tests against the first run, the
-share of predictions at exactly 0, and the share that could not be read. Published rows stand beside it with their
-source and convention. Writes metrics.json (MMSA's key names) and report.html; docs/sentiment.md explains the figures.
+share of predictions at exactly 0, and the share that could not be read; of runs also what each modality and expert
+does on valid, how the experts' weights lie over clips and follow the strength of the true score, and what went wrong.
+Published rows stand beside it with their source and convention. Writes metrics.json (MMSA's key names) and report.html;
+docs/sentiment.md explains the figures.
 """
 
 import csv
@@ -176,7 +178,7 @@ def main(argv: Sequence[str]) -> Row:
         if isinstance(entry, Reported):
             runs[entry.name] = {**entry.figures, "note": entry.note}
             continue
-        runs[entry.name] = {**table[entry.name].row(), "about": entry.about}
+        runs[entry.name] = {**table[entry.name].row(), "about": entry.about, **entry.parts()}
         if entry.importance:
             runs[entry.name]["importance_by_class"] = importance_by_class(entry, dataset)
     first = next(iter(table.values()), None)

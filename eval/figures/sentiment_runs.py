@@ -3,11 +3,17 @@
 import csv
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, Field
 
 from migr.errors import InputError
 from migr.files.records import Row, read_jsonl, read_object
+from migr.files.shape import Finite, check_shape
 from migr.sentiment.data import read_clips
 from migr.sentiment.sets import SentimentSet, sentiment_set
 
@@ -22,15 +28,66 @@ _KUDA_SIMS = {"Acc-2": "Mult_acc_2", "Acc-3": "Mult_acc_3", "Acc-5": "Mult_acc_5
 _KUDA_SIMS |= {"MAE": "MAE", "Corr": "Corr"}
 
 
+class _Weights(BaseModel):
+    """How one expert's weight lies over clips."""
+
+    mean: Finite
+    std: Finite
+    quartiles: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    with_intensity: Finite | None
+
+
+class _Experts(BaseModel):
+    """Of all experts."""
+
+    local: _Weights
+    semantic: _Weights
+    whole: _Weights = Field(alias="global")
+
+
+class _Fit(BaseModel):
+    """done.json of a seed, as far as it is shown."""
+
+    ablations_on_valid: dict[str, Finite | str | None] | None = None
+    experts: _Experts | None = None
+    warnings: list[str] = []
+
+
 @dataclass
 class Predictions:
-    """One system: clip -> prediction for each seed (NaN unread, or the number of a class), and the truth."""
+    """One system: clip -> prediction for each seed (NaN unread, or the number of a class), and the truth.
+
+    `fits`: what each seed's fit says of its parts.
+    """
 
     name: str
     seeds: dict[str, dict[str, float]]
     truth: dict[str, float] = field(default_factory=dict)
     importance: list[Row] = field(default_factory=list)
     about: Row = field(default_factory=dict)
+    fits: list[Row] = field(default_factory=list)
+
+    def parts(self) -> Row:
+        """What modalities, experts and pseudo tokens do, and how experts weigh: means over seeds; empty for tables."""
+        shown: Row = {}
+        if tables := [fit["ablations_on_valid"] for fit in self.fits if fit.get("ablations_on_valid")]:
+            rows = {name: mean([table.get(name) for table in tables]) for name in tables[0]}
+            shown["ablations_on_valid"] = rows | {"figure": tables[0].get("figure")}
+        if weights := [fit["experts"] for fit in self.fits if fit.get("experts")]:
+            shown["experts"] = {
+                name: {key: mean([table[name][key] for table in weights]) for key in ("mean", "std", "with_intensity")}
+                | {"quartiles": np.mean([table[name]["quartiles"] for table in weights], 0).tolist()}
+                for name in ("local", "semantic", "global")
+            }
+        if lines := [line for fit in self.fits for line in fit.get("warnings", [])]:
+            shown["warnings"] = lines
+        return shown
+
+
+def mean(values: Sequence[Any]) -> float | None:
+    """Of those that are numbers; None where there are none."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return float(np.mean(numbers)) if numbers else None
 
 
 @dataclass
@@ -92,6 +149,9 @@ def read_folder(path: Path, dataset: SentimentSet | None) -> list[Predictions | 
                 raise InputError(f"{file}: other clips or labels than {folders[0].name}")
             entry.seeds[folder.name.removeprefix("seed-")] = table.seeds[""]
             entry.truth = table.truth
+            if not reading:
+                entry.fits.append(read_object(folder / "done.json"))
+                check_shape(_Fit, entry.fits[-1], f"{folder / 'done.json'}: not of stages/sentiment.py")
             if not reading and (folder / "importance.jsonl").exists():
                 entry.importance += read_jsonl(folder / "importance.jsonl", ("clip_id", "importance"))
         if entry.seeds:

@@ -7,14 +7,18 @@ from migr.sentiment.sets import SETS
 SHAPES = {"text": (12, 16), "vision": (30, 6), "audio": (25, 5)}
 
 
+FAINT = 0.3  # how loud a modality contradicts the one that carries the score
+
+
 def planted(
     counts=(40, 12, 16), seed=0, shapes=SHAPES, sims=False, noise=0.3, aligned=False, dominant=None, keep_known=False
 ):
     """Train, valid and test in MMSA's layout; scores in fifths of [-3, 3], or of [-1, 1] with SIMS's own labels.
 
     The score is the mean of two numbers; one is written into the frames of the text, one into those of the audio.
-    `dominant`: the one modality that carries the score alone. `keep_known`: a further column, the best estimate of the
-    score from the frames alone, by someone who knows how they were drawn.
+    `dominant`: the one modality that carries the score alone; "either": text or audio, drawn for each clip (a further
+    column, `dominant`), and the other one contradicts it, fainter. `keep_known`: a further column, the best estimate of
+    the score from the frames alone, by someone who knows how they were drawn.
     """
     rng = np.random.default_rng(seed)
     bound = 1.0 if sims else 3.0
@@ -22,9 +26,16 @@ def planted(
     table = {}
     for split, count in zip(("train", "valid", "test"), counts, strict=True):
         parts = {name: rng.uniform(-bound, bound, count) for name in shapes}
-        truth = (parts["text"] + parts["audio"]) / 2 if dominant is None else parts[dominant]
+        columns = {}
+        if dominant == "either":
+            spoken, truth = rng.random(count) < 0.5, parts["vision"].copy()
+            parts["text"], parts["audio"] = (np.where(own, truth, -FAINT * truth) for own in (spoken, ~spoken))
+            parts["vision"][:] = 0
+            columns["dominant"] = np.where(spoken, "text", "audio")
+        else:
+            truth = (parts["text"] + parts["audio"]) / 2 if dominant is None else parts[dominant]
         score = np.clip(np.round((truth + noise * rng.normal(size=count) * bound / 3) * 5) / 5, -bound, bound)
-        columns, estimates = {}, {}
+        estimates = {}
         for name, (length, dim) in shapes.items():
             longest = shapes["text"][0] if aligned else length
             own = rng.integers(max(2, longest // 2), longest + 1, count)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from eval.sentiment import main as score
 from migr.cli import Parser, settings_of
 from migr.errors import InputError
+from migr.files.records import read_jsonl
 from migr.sentiment.settings import FitSettings, NetworkSettings, RunSettings
 from stages.features import main as features
 from stages.sentiment import main as fit
@@ -112,6 +113,21 @@ def test_two_processes_learn_what_one_learns(config, fits, alone, tmp_path):
             assert same["test"]["main"]["MAE"] == pytest.approx(done["test"]["main"]["MAE"], abs=2e-3)
 
 
+@pytest.mark.parametrize("fusion", ["dual-gate", "experts"])
+def test_the_modality_that_carries_the_score_is_found_where_the_other_contradicts_it(fusion, tmp_path):
+    table = planted((400, 60, 100), dominant="either")
+    dominant = [columns.pop("dominant") for columns in table.values()][-1]
+    path = write(tmp_path / "x.pkl", table)
+    features(["--source", "mmsa", "--file", str(path), "--set", "mosi", "--out", str(tmp_path / "data")])
+    words = ("--fusion", fusion, "--num_train_epochs", 12, "--learning_rate", "2e-3", "--no-ablations")
+    run(tmp_path / "data", tmp_path / "run", *words)
+    rows = read_jsonl(tmp_path / "run" / "seed-1111" / "importance.jsonl")
+    # a weak score is mostly noise: there is little to be carried
+    strong = [abs(float(score)) >= 1 for score in table["test"]["regression_labels"]]
+    right = [row["dominant"] == name for row, name in zip(rows, dominant, strict=True)]
+    assert sum(r for r, s in zip(right, strong, strict=True) if s) >= 0.9 * sum(strong)
+
+
 def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):
     run(data, tmp_path / "agfn", "--seeds", 1, 2)
     tiny_lm(tmp_path / "lm")
@@ -136,7 +152,14 @@ def test_two_seeds_with_both_heads_make_a_table(data, tmp_path):
     )
     assert set(content["runs"]) == {"agfn", "egmf", "egmf greedy", "egmf constrained"}
     assert content["runs"]["agfn"]["n_seeds"] == 2
-    assert {"negative", "positive"} <= set(content["runs"]["egmf"]["importance_by_class"])
+    egmf = content["runs"]["egmf"]
+    assert {"negative", "positive"} <= set(egmf["importance_by_class"])
+    assert {"only text", "without audio", "without expert local", "shuffled pseudo tokens"} <= set(
+        egmf["ablations_on_valid"]
+    )
+    assert len(egmf["experts"]["local"]["quartiles"]) == 3 and abs(egmf["experts"]["local"]["with_intensity"]) <= 1
+    assert "What the parts do" in (page := (tmp_path / "table" / "report.html").read_text()) and "semantic" in page
+    assert "without expert local" not in content["runs"]["agfn"]["ablations_on_valid"]
     run(data, tmp_path / "egmf", *words)  # found finished, left alone
     with pytest.raises(InputError, match="another pseudo_tokens"):
         run(data, tmp_path / "egmf", *words, "--pseudo_tokens", 2)
