@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from migr.engine.vllm import ChecksWeights
 from migr.errors import InputError
-from migr.omni.checks import check_finite
+from migr.omni.checks import check_finite, damaged_weight
 from migr.rollout.checkpoint import weight_files
 from migr.rollout.protocol import unpack
 
@@ -156,11 +156,15 @@ def merged_with_stored(
 class MergesAdapters(ChecksWeights):
     """What a vLLM worker learns for the rollout server (`worker_extension_cls`); each one merges for its own part."""
 
-    def merge_adapter(self: Any, message: bytes) -> None:
+    def merge_adapter(self: Any, message: bytes) -> str | None:
         """Reload the layers of an adapter, merged.
 
         Args:
             message: The scales as words and the factors as tensors of `pack`.
+
+        Returns:
+            Name of a merged weight that is not finite, if there is one: finite factors can leave the range of the
+            type. It is looked for here, as vLLM keeps weights of a CPU in a form of its own.
 
         Raises:
             InputError: The adapter is not one of this model; the weights are as before.
@@ -168,7 +172,16 @@ class MergesAdapters(ChecksWeights):
         scales, tensors = unpack(message)
         config = self.model_config
         weights = merged_with_stored(config.model, scales, tensors, config.dtype, self.device)
-        self.reload_weights(weights_iterator=weights)
+        damaged: list[str] = []
+
+        def watched() -> Iterator[tuple[str, Tensor]]:
+            for weight in weights:
+                if name := damaged_weight([weight]):
+                    damaged.append(name)
+                yield weight
+
+        self.reload_weights(weights_iterator=watched())
+        return damaged[0] if damaged else None
 
 
 def _factors(layer: Any) -> tuple[Tensor, Tensor, float]:

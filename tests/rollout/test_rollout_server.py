@@ -47,7 +47,7 @@ def started(model, log, **options):
         yield process
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         process.stdout.close()
 
 

@@ -119,41 +119,41 @@ FOREIGN = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(stage, training, base_model, planted_run, tmp_path_factory):
+    """(settings, folder) of a whole SFT run with a checkpoint each other step."""
+    sizes = {"lora_r": 4, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    settings = {**training, **sizes, "model": base_model, "targets": planted_run.targets}
+    folder = tmp_path_factory.mktemp("trained") / "whole"
+    stage("sft", **settings, output_dir=folder)
+    return settings, folder
+
+
 @pytest.mark.slow
-def test_a_foreign_checkpoint_runs_no_code_and_is_one_line(
-    stage, training, base_model, planted_run, tmp_path, monkeypatch
-):
-    sizes = {"lora_r": 4, "max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 2}
-    given = {**training, **sizes, "model": base_model, "targets": planted_run.targets}
-    stage("sft", **given, output_dir=tmp_path / "whole")
+def test_a_foreign_checkpoint_runs_no_code_and_is_one_line(stage, trained, tmp_path, monkeypatch):
+    settings, whole = trained
     monkeypatch.chdir(tmp_path)
     for name, content in FOREIGN.items():
-        run = tmp_path / name
-        run.mkdir()
-        shutil.copy(tmp_path / "whole" / "run.json", run)
-        checkpoint = shutil.copytree(tmp_path / "whole" / "checkpoint-2", run / "checkpoint-2")
+        (run := tmp_path / name).mkdir()
+        shutil.copy(whole / "run.json", run)
+        checkpoint = shutil.copytree(whole / "checkpoint-4", run / "checkpoint-4")
         (checkpoint / name).write_bytes(content)
         mark(checkpoint)  # its marker says that all is well
-        with pytest.raises(InputError, match=r"checkpoint-2 holds no state of a training; delete it") as caught:
-            stage("sft", **given, output_dir=run)
+        with pytest.raises(InputError, match=r"checkpoint-4 holds no state of a training; delete it") as caught:
+            stage("sft", **settings, output_dir=run)
         assert str(caught.value).count("\n") == 0 and not (tmp_path / "ran").exists(), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json"])
-def test_sft_ends_as_it_would_have_whatever_a_power_cut_took(
-    kind, name, stage, training, base_model, planted_run, tmp_path
-):
-    sizes = {"lora_r": 4, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
-    given = {**training, **sizes, "model": base_model, "targets": planted_run.targets}
-    stage("sft", **given, output_dir=tmp_path / "whole")
-    cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+def test_sft_ends_as_it_would_have_whatever_a_power_cut_took(kind, name, stage, trained, tmp_path):
+    settings, whole = trained
+    cut = shutil.copytree(whole, tmp_path / "cut")
     shutil.rmtree(cut / "checkpoint-6")
-    for file in ("done.json", "adapter_model.safetensors", "run.json"):
-        (cut / file).unlink(missing_ok=True)
-    shutil.copy(tmp_path / "whole" / "run.json", cut / "run.json")
+    for file in ("done.json", "adapter_model.safetensors"):
+        (cut / file).unlink()
     DAMAGES[kind](cut / "checkpoint-4" / name)
-    stage("sft", **given, output_dir=cut)
-    own, other = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("whole", "cut"))
+    stage("sft", **settings, output_dir=cut)
+    own, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, cut))
     assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
