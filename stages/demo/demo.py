@@ -1,6 +1,6 @@
 """The whole job on the planted benchmark, step by step: `make demo`, and `make experiment` with `--experiment`.
 
-    python stages/demo/demo.py                          two variants, one seed            -> runs/demo
+    python stages/demo/demo.py                          two variants, one seed, and two models more -> runs/demo
     python stages/demo/demo.py --run runs/small --small a few clips and steps: a smoke test of every part
     python stages/demo/demo.py --experiment             four variants, three seeds  -> runs/experiment, docs/results.md
 
@@ -10,6 +10,7 @@ passed over, so a rerun is quick and an interrupted run goes on; if it was made 
 and `explain.py` ask for it when they are started without arguments.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -20,12 +21,11 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
-from migr.files.claim import hold
-from migr.files.records import read_json, write_json
-from stages.demo.runner import Step, check_settings, run_together, step_digest
+from stages.demo.models import STAGES as MODEL_STAGES
+from stages.demo.models import Cell
+from stages.demo.models import steps as model_steps
+from stages.demo.runner import CONFIGS, ROOT, SMALL, Step, run_plan
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs" / "demo"
 # variant -> (order of the targets, config of GRPO): the usual recipe, ours, and the two crossed cases
 VARIANTS = {
     "baseline": ("video-first", "grpo_plain"),
@@ -46,13 +46,11 @@ STAGES = (
     "export",
     "evaluation",
 )
-SMALL = {
-    "data": ["--train", "56", "--val", "14", "--test", "14"],
-    "train": ["--max_steps", "2", "--num_train_epochs", "1"],
-}
 SEED = 6  # of the demo
 SEEDS = (9, 10, 11)  # of the experiment; recipes were fixed on others
 NEEDS = {"sft": "targets", "grpo": "sft", "evaluation": "export", "explain": "export"}  # --arguments: made before it
+ORDERS = ("video-first", "rewritten")  # targets of the two models that show when the order matters
+COHERENCE = 0.6  # of their annotator
 PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
 
 
@@ -143,22 +141,20 @@ def make(
         raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
     run = run or ROOT / "runs" / "demo"
     stages = STAGES[: STAGES.index(upto) + 1]
-    plan = [step for step in steps(run, seed, variants, small) if step.stage in stages]
-    record, settings = run / "seconds.json", run / "settings.json"
-    seconds: dict[str, float] = read_json(record) if record.exists() else {}
-    before: dict[str, str] = read_json(settings) if settings.exists() else {}
-    now = {step.name: step_digest(step, {"RUN": run, "ROOT": ROOT}) for step in plan}
-    check_settings(plan, now, before)
-    for number, stage in enumerate(stages, 1):
-        todo = [step for step in plan if step.stage == stage and not step.output.exists()]
-        print(f"[{number}/{len(stages)}] {stage}{'' if todo else ': there already'}", flush=True)
-        if todo:
-            hold(run)
-            before |= {step.name: now[step.name] for step in todo}
-            write_json(settings, before)
-            run_together(todo, run / "logs", seconds)
-            write_json(record, seconds)
+    run_plan([step for step in steps(run, seed, variants, small) if step.stage in stages], stages, run)
     return run
+
+
+def make_orders(run: Path, seed: int, small: bool = False) -> list[Cell]:
+    """Train and measure two models more, in RUN/order: an annotator whose descriptions follow each other wrote what
+    they learn, from the video on or from the dominant modality on. No rewards.
+
+    Raises:
+        InputError: As `make`.
+    """
+    models = [Cell(seed, "demo", COHERENCE, targets, "400 x 6", "none") for targets in ORDERS]
+    run_plan(model_steps(run, run / "order", models, small), MODEL_STAGES, run / "order", BASE=run)
+    return models
 
 
 def arguments_of(stage: str, run: Path | None = None, seed: int = SEED, small: bool = False) -> list[str]:
@@ -186,6 +182,12 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, help="what to train (default baseline migr; for --experiment all)"
     )
+    parser.add_argument(
+        "--order",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="two models more, which show when the order matters (default; a few minutes)",
+    )
     parser.add_argument("--arguments", choices=NEEDS, help="make what this stage needs, print its flags as JSON")
     args = parser.parse_args()
     if args.arguments:
@@ -206,7 +208,8 @@ def main() -> None:
         return
     run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, variants, args.small)
     if args.upto == "evaluation":
-        summary.write(run, variants)
+        models = make_orders(run, args.seed, args.small) if args.order else []
+        summary.write(run, variants, models)
         summary.show(run, time.monotonic() - start)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from eval.page.tables import percent
 from migr.files.records import Row, atomic, iter_jsonl, read_json, write_json
 from migr.planted.truth import segment_truth
 from migr.statistics import estimate, quotient, resampled_sums
+from stages.demo.models import Cell
 
 DRIFT = ("pull_next", "pull_answer", "gain_fall", "order_inconsistent")
 COLUMNS = {  # of the tables: figure -> heading
@@ -39,7 +41,7 @@ description follows the first one's emotion with probability q (`migr/planted/an
 *video-first*; the same text *reordered* (dominant modality first, `stages/targets.py`); *rewritten* (written from the
 dominant modality on); or from modalities described *apart* by the base model (`stages/describe.py`), which knows no q.
 A model of the demo's base learns them (SFT, 400 targets x 6 epochs unless told otherwise), with or without GRPO with
-all rewards behind it. Figures are means over seeds of rates over 560 test clips a seed (drift: 280); how drift is
+all rewards behind it. Figures are means over seeds of rates over 560 test clips a seed (drift: 140); how drift is
 measured: [evaluation](evaluation.md#drift).
 """
 BEFOREHAND = """## What was seen before this experiment
@@ -66,26 +68,37 @@ HOW = """## The rule
 """
 
 
-def collect(cells: Sequence[tuple[Row, Path, str, str]], bases: Path) -> list[Row]:
+def figures_of(folder: Path, cell: Cell, clips: Path) -> Row:
+    """Every figure of the tables of one model.
+
+    Args:
+        folder: Where `stages.demo.models.steps` wrote.
+        cell: The model.
+        clips: Manifest of the planted clips.
+    """
+    out = folder / "eval" / cell.name
+    metrics, drift = read_json(out / "metrics.json"), read_json(out / "drift" / "drift.json")
+    by_dominant = {m: part["inconsistent_among_correct"] for m, part in metrics["per_dominant"].items()}
+    headline = {"headline": metrics["inconsistent_among_correct"], "war": metrics["war"], **by_dominant}
+    truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
+    text = read_json(folder / "coherence" / cell.texts / "coherence.json")["coherence"]
+    return {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
+
+
+def collect(cells: Sequence[Cell], run: Path, bases: Path) -> list[Row]:
     """A row for each cell that has been measured, with every figure of the tables.
 
     Args:
-        cells: (fields, the seed's folder, name of the targets, name of the model).
+        cells: Of the grid.
+        run: The experiment's folder.
         bases: Where the runs with the clips lie.
     """
     rows = []
-    for fields, folder, texts, name in cells:
-        out = folder / "eval" / name
-        if not (out / "drift" / "drift.json").is_file():
-            continue
-        metrics, drift = read_json(out / "metrics.json"), read_json(out / "drift" / "drift.json")
-        clips = bases / f"seed{fields['seed']}" / "clips" / "clips.jsonl"
-        by_dominant = {m: part["inconsistent_among_correct"] for m, part in metrics["per_dominant"].items()}
-        headline = {"headline": metrics["inconsistent_among_correct"], "war": metrics["war"], **by_dominant}
-        truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
-        text = read_json(folder / "coherence" / texts / "coherence.json")["coherence"]
-        figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
-        rows.append({**fields, **figures, "folder": os.path.relpath(out, folder.parent)})
+    for cell in cells:
+        folder, seed = run / f"seed{cell.seed}", f"seed{cell.seed}"
+        if (out := folder / "eval" / cell.name).joinpath("drift", "drift.json").is_file():
+            figures = figures_of(folder, cell, bases / seed / "clips" / "clips.jsonl")
+            rows.append({**asdict(cell), **figures, "folder": os.path.relpath(out, run)})
     return rows
 
 

@@ -11,8 +11,18 @@ from pathlib import Path
 
 from migr.cli import read_config
 from migr.errors import InputError
-from migr.files.records import digest
+from migr.files.claim import hold
+from migr.files.records import digest, read_json, write_json
 from migr.machine import cores
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "demo"
+SMALL = {  # of --small
+    "data": ["--train", "56", "--val", "14", "--test", "14"],
+    "train": ["--max_steps", "2", "--num_train_epochs", "1"],
+}
+# glibc gives each large tensor back to the system and takes it anew, a seventh of a training step on a CPU
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,35 @@ def check_settings(plan: Sequence[Step], now: Mapping[str, str], before: Mapping
         )
 
 
+def run_plan(plan: Sequence[Step], stages: Sequence[str], run: Path, **places: Path) -> None:
+    """Run the steps that are not done yet, stage by stage; the run's folder keeps the seconds and settings of each.
+
+    Args:
+        plan: The steps; those of one stage do not depend on each other.
+        stages: Names of the stages, in order.
+        run: The run's folder.
+        places: Other folders that the commands name, wherever they lie.
+
+    Raises:
+        InputError: A step failed, another process makes the same files, or what is there was made with other settings.
+    """
+    record, settings = run / "seconds.json", run / "settings.json"
+    seconds: dict[str, float] = read_json(record) if record.exists() else {}
+    before: dict[str, str] = read_json(settings) if settings.exists() else {}
+    now = {step.name: step_digest(step, {"RUN": run, **places, "ROOT": ROOT}) for step in plan}
+    check_settings(plan, now, before)
+    stages = [stage for stage in stages if any(step.stage == stage for step in plan)]
+    for number, stage in enumerate(stages, 1):
+        todo = [step for step in plan if step.stage == stage and not step.output.exists()]
+        print(f"[{number}/{len(stages)}] {stage}{'' if todo else ': there already'}", flush=True)
+        if todo:
+            hold(run)
+            before |= {step.name: now[step.name] for step in todo}
+            write_json(settings, before)
+            run_together(todo, run / "logs", seconds)
+            write_json(record, seconds)
+
+
 def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) -> None:
     """Run the steps of one stage side by side, one thread each, and show how far they are.
 
@@ -63,7 +102,8 @@ def run_together(todo: Sequence[Step], logs: Path, seconds: dict[str, float]) ->
     waiting = list(todo)
     running: dict[str, tuple[Step, subprocess.Popen[bytes], Path, float]] = {}
     threads = str(max(1, min(4, cores() // len(todo))))  # more do not help a tiny model
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    settings = {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {**MEMORY, **os.environ, **settings}
     try:
         _run(waiting, running, logs, environment, seconds)
     finally:  # one failed, or Ctrl-C

@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 METRICS = {"n", "war", "uar", "cells", "inconsistent_among_correct", "inconsistent_among_all", "eea", "fcr", "epc"}
 
 
-def demo(run: Path, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "stages/demo/demo.py"), "--small", "--run", str(run)]
+def demo(run: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "stages/demo/demo.py"), "--small", "--run", str(run), *more]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    done = demo(folder / "run", folder)
+    done = demo(folder / "run", folder, "--no-order")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
 
@@ -52,7 +52,7 @@ def test_results_hold_what_the_contract_says(run):
 
 def test_a_rerun_reuses_what_is_there(run, tmp_path):
     start = time.monotonic()
-    again = demo(run[0], tmp_path)
+    again = demo(run[0], tmp_path, "--no-order")
     assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
     assert time.monotonic() - start < 60
 
@@ -83,6 +83,16 @@ def test_an_edited_recipe_is_other_settings_and_another_place_is_not(tmp_path):
     check_settings([step(tmp_path / "a")], now, {})
     made.unlink()
     check_settings([step(tmp_path / "a")], now, before)
+
+
+@pytest.mark.slow
+def test_two_models_more_show_when_the_order_matters(run, tmp_path):
+    done = demo(run[0], tmp_path)
+    assert done.returncode == 0 and "coherent texts, rewritten: " in done.stdout, done.stdout + done.stderr
+    order = json.loads((run[0] / "results.json").read_text())["order"]
+    assert set(order) == {"video-first", "rewritten"} and all("pull_next" in row for row in order.values())
+    page = (run[0] / "report.html").read_text(encoding="utf-8")
+    assert "Does the order matter?" in page and "written from the dominant modality on" in page
 
 
 def test_vllm_made_the_predictions(run):

@@ -8,7 +8,8 @@ import pytest
 from migr.errors import InputError
 from migr.files.records import read_json, write_json, write_jsonl
 from stages.demo import drift_report
-from stages.demo.drift import BASES, GRID, REWARDS, SIZES, STAGES, TARGETS, Cell, cells, steps
+from stages.demo.drift import GRID, cells
+from stages.demo.models import BASES, REWARDS, SIZES, STAGES, TARGETS, Cell, steps
 
 
 def test_the_grid_names_what_there_is_and_each_model_once():
@@ -100,8 +101,7 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
         (bases / f"seed{seed}" / "clips").mkdir(parents=True)
         write_jsonl(bases / f"seed{seed}" / "clips" / "clips.jsonl", clips)
     chosen = [*every, rewarded, Cell(3, "demo", 0.0, "video-first", "400 x 6", "none")]  # the last is not there yet
-    fields = [({**vars(cell)}, run / f"seed{cell.seed}", cell.texts, cell.name) for cell in chosen]
-    rows = drift_report.collect(fields, bases)
+    rows = drift_report.collect(chosen, run, bases)
     assert len(rows) == 13
     drift_report.write(rows, len(chosen), run, run / "drift.md")
     page = (run / "drift.md").read_text()
