@@ -174,7 +174,9 @@ def remnants(out: Path) -> list[str]:
     return [
         name
         for name in names
-        if name not in (".running", "env.json", "inflight.jsonl") and not name.endswith("run.json")
+        if name not in (".running", "env.json", "inflight.jsonl")
+        and not name.startswith("seed-")
+        and not name.endswith("run.json")
     ]
 
 

@@ -114,14 +114,16 @@ def fit(rows: list[Row], seed: int, epochs: int, size: int) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
+    from migr.omni.checks import OURS_ALONE
     from migr.omni.load import quiet
 
     torch.set_num_threads(1)  # more would add up in another order
     torch.manual_seed(seed)
     folder = encoder_folder()
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        own: dict[str, Any] = {"local_files_only": True, **OURS_ALONE}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, **own)
     adapter = LoraConfig(r=RANK, lora_alpha=int(ALPHA * RANK), lora_dropout=0.05, target_modules=ADAPTED)
     model = get_peft_model(encoder, adapter)
     head = torch.nn.Linear(encoder.config.hidden_size, len(EMOTIONS))

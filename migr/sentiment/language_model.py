@@ -1,13 +1,13 @@
 """The frozen language model of the generative head: a causal one of transformers, or the one inside a Qwen-Omni."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from migr.errors import InputError
+from migr.errors import InputError, as_input_error
+from migr.files.records import read_object
 from migr.omni.family import FAMILIES
 
 
@@ -39,25 +39,21 @@ def load_language_model(path: str, dtype: str = "auto", lora_r: int = 16, lora_a
     from peft import LoraConfig, inject_adapter_in_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from migr.omni.checks import load_whole
+    from migr.omni.checks import OURS_ALONE, is_local, load_whole
 
-    config = Path(path) / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else ""
-    omni = any(kind.startswith(name) for name in FAMILIES)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if omni:
-            from migr.omni.load import load_thinker
+    config, where = (
+        Path(path) / "config.json",
+        f"--model {path}: no causal language model that runs without remote code",
+    )
+    kind = str(read_object(config, finite=False).get("model_type")) if config.is_file() else ""
+    with as_input_error(where):
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), **OURS_ALONE)
+    if any(kind.startswith(name) for name in FAMILIES):
+        from migr.omni.load import load_thinker
 
-            lm: Any = OmniLanguageModel(load_thinker(path, dtype=dtype, attn_implementation="sdpa"))
-        else:
-            where = f"--model {path}: no causal language model"
-            lm = load_whole(AutoModelForCausalLM, path, where, dtype=dtype, attn_implementation="sdpa")
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--model {path}: no causal language model that runs without remote code ({reason})") from None
+        lm: Any = OmniLanguageModel(load_thinker(path, dtype=dtype, attn_implementation="sdpa"))
+    else:
+        lm = load_whole(AutoModelForCausalLM, path, where, dtype=dtype, attn_implementation="sdpa")
     if not hasattr(lm, "model") or not hasattr(lm, "lm_head"):
         raise InputError(f"--model {path}: {type(lm).__name__} has no `model` and `lm_head`; Qwen, Llama and GLM-4 do")
     lm.requires_grad_(False)

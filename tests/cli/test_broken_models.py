@@ -21,7 +21,11 @@ from migr.files.records import write_jsonl
 from migr.importance.store import build, save
 from migr.omni.load import LORA, load_thinker
 from migr.omni.tiny import build_tiny
+from migr.sentiment.pickles import read_mmsa
+from migr.sentiment.sets import sentiment_set
+from migr.sentiment.written import write_data
 from migr.text.labels import DFEW
+from tests.sentiment.files import tiny_lm
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "model.safetensors"
@@ -106,6 +110,7 @@ ALL = CONFIG | TOWERS | TEMPLATES
 # The record is read neither where text alone is nor where an adapter has its own.
 WITHOUT_RECORD = {kind: spoil for kind, spoil in ALL.items() if kind != "record a list"}
 LOADED = CONFIG | TOWERS  # whatever stands in the template
+LANGUAGE = CONFIG | {kind: spoil for kind, spoil in TOWERS.items() if kind.startswith(("weights", "tokenizer"))}
 
 
 def adapter_nan(folder):
@@ -173,6 +178,14 @@ COMMANDS = {
         )
     ],
     "stages/demo/check.py": [("--clips {clips} --model {model} --split test ENGINE --out {out}.json", "model", ALL)],
+    "stages/sentiment.py": [
+        (
+            "--data {mosi} --head llm --model {language} --grid 0.5 --num_train_epochs 1 --no-ablations --out {out} "
+            "--disable_tqdm",
+            "language",
+            LANGUAGE,
+        )
+    ],
     "stages/memory.py": [("--config {sft_yaml} --model {model}", "model", CONFIG)],
     "stages/rollout_server.py": [("--model {model} --port 0", "model", CONFIG)],
     "eval/consistency.py": [("--clips {clips} --model {model} --judge lexicon ENGINE --out {out}", "model", ALL)],
@@ -204,7 +217,11 @@ def places(tmp_path_factory):
     rows = [{"clip_id": f"c{i}", "prompt": "Which?", "target": "<think>x</think><answer>sad</answer>"} for i in (1, 3)]
     write_jsonl(folder / "targets.jsonl", rows)
     (folder / "sft.yaml").write_text("clips: x\n")
+    dataset = sentiment_set("mosi")
+    write_data(folder / "mosi", read_mmsa(world["features"], dataset)[0], dataset, {"source": "mmsa"}, [])
     more = {
+        "mosi": folder / "mosi",
+        "language": tiny_lm(folder / "language"),
         "model": model,
         "adapter": folder / "lora",
         "fusion": folder / "fusion",

@@ -1,8 +1,10 @@
 """Model folders and adapters from strangers: no code of theirs runs, nothing is guessed, nobody is asked."""
 
+import ast
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -160,6 +162,20 @@ def test_code_of_a_folder_is_never_run_nor_asked_about(place, model, copy, tmp_p
         except InputError as error:
             assert str(folder) in str(error)
     assert not mark.exists() and "y/N" not in "".join(capsys.readouterr()) and sys.stdin.tell() == 0
+
+
+def test_each_call_that_loads_says_that_no_code_is_run():
+    """Or hands on options that say so: without a word, transformers asks on standard input."""
+    calls = []
+    for path in (file for folder in ("migr", "stages", "eval", "reward") for file in (ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and re.match(
+                r"(Auto\w+|kind)\.from_pretrained$|LLM$", ast.unparse(node.func)
+            ):
+                calls.append(call := ast.unparse(node))
+                assert re.search(r"trust_remote_code=False|\*\*(OURS_ALONE|safe|own|options)", call), f"{path}: {call}"
+    assert len(calls) >= 8
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
