@@ -7,7 +7,7 @@ from migr.judge.base import NO_REPLY, Judgement
 from migr.text.format import tags
 from migr.text.labels import LabelSet
 
-_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_FENCE = re.compile(r"^[^\S\n]*```\w*[^\S\n]*$", re.MULTILINE)  # no \s, which would cross lines: n² in empty ones
 PLACE = "{text}"  # where the reasoning comes; replaced once, so that braces in the reasoning mean nothing
 # Wording ours, after the instruction of ERV's judge (which sees the reasoning alone and names one word of the list).
 PROMPT = """Somebody explained which emotion a person in a video shows. You see the explanation, not the video.

@@ -12,6 +12,7 @@ import pytest
 from migr.errors import InputError
 from migr.judge import endpoint, open_judge
 from migr.judge.endpoint import KEY, LARGEST
+from migr.judge.prompt import read_reply
 from migr.text.labels import label_set
 
 LABELS = label_set("dfew")
@@ -202,3 +203,9 @@ def test_what_is_no_address_is_refused(address):
 def test_a_price_is_a_finite_number(price):
     with pytest.raises(InputError, match="prices"):
         open_judge("endpoint:http://127.0.0.1/v1#m", LABELS, prices=(price, 1.0))
+
+
+def test_a_reply_of_empty_lines_is_read_in_proportion_to_its_length():
+    start = time.process_time()
+    assert read_reply("\n" * 300_000 + "?", LABELS).status == "not a label"
+    assert time.process_time() - start < 10  # it took minutes
