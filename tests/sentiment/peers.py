@@ -89,10 +89,13 @@ def main(out: Path, counts: tuple[int, int, int], models: list[str], epochs: int
             fusion,
             "--disable_tqdm",
         ]
-        command += ["--out", str(out / fusion), "--num_train_epochs", str(epochs), "--overwrite"]
+        command += ["--config", "configs/sentiment/planted.yaml", "--num_train_epochs", str(epochs)]
+        command += ["--out", str(out / fusion), "--overwrite"]
         seconds, memory = timed(command, out / f"{fusion}.log")
-        found = json.loads((out / fusion / "seed-1111" / "done.json").read_text())["test"]["main"]
-        rows.append((fusion, f"{found['MAE']:.3f}", f"{100 * found['Non0_acc_2']:.1f}", f"{seconds:.0f}", str(memory)))
+        figures = json.loads((out / fusion / "seed-1111" / "done.json").read_text())["test"]["main"]
+        rows.append(
+            (fusion, f"{figures['MAE']:.3f}", f"{100 * figures['Non0_acc_2']:.1f}", f"{seconds:.0f}", str(memory))
+        )
         print(rows[-1], flush=True)
     print("| | MAE | Acc-2, Non0 | CPU seconds | MB |\n|---|---|---|---|---|")
     for row in rows:
@@ -105,6 +108,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--counts", type=int, nargs=3, default=(1284, 229, 686))
     parser.add_argument("--models", nargs="*", default=["tfn", "lmf", "mult"])
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
     main(args.out, tuple(args.counts), args.models, args.epochs)
