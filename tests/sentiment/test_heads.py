@@ -258,6 +258,14 @@ def test_without_the_transcript_the_prompt_has_none(folder):
     assert model.players == ("text", "video", "audio") and data.dims["text"] == 16
 
 
+@pytest.mark.parametrize("name", ["sims", "simsv2", "cherma"])
+def test_chinese_sets_are_asked_in_chinese(folder, name):
+    _, tokenizer = load_language_model(str(folder / "qwen2"), "float32", 0)
+    ids = PromptWriter(tokenizer, sentiment_set(name).prompt, 2, transcript=True)("我今天很高兴。")
+    prompt = tokenizer.decode([token for token in ids if token >= 0])
+    assert ids.count(-1) == 2 and prompt.startswith("<多模态>我今天很高兴。</多模态>") and prompt.endswith("情感为")
+
+
 def test_a_model_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "chatglm", "auto_map": {"AutoModel": "x.Y"}}))
     with pytest.raises(InputError, match="remote code") as caught:
