@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--counts", type=int, nargs=3, default=(1284, 229, 686))
     parser.add_argument("--models", nargs="*", default=["tfn", "lmf", "mult"])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=3, help="draws the file")
     args = parser.parse_args()
     main(args.out, tuple(args.counts), args.models, args.epochs, args.seed)
