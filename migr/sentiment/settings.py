@@ -99,6 +99,9 @@ class FitSettings:
         import torch  # isort: skip
         from transformers import TrainingArguments
 
+        alone = not torch.accelerator.is_available()
+        if alone and self.bf16:
+            raise InputError("settings of the fit: bf16 needs a GPU, and there is none; --no-bf16 fits in float32")
         values = {
             key: value for key, value in asdict(self).items() if key not in ("patience", "gradient_checkpointing")
         }
@@ -118,7 +121,7 @@ class FitSettings:
                 dataloader_pin_memory=False,
                 report_to="none",
                 ddp_find_unused_parameters=unused,
-                use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU do not find each other
+                use_cpu=alone,  # else processes without a GPU do not find each other
                 **values,
             )
         except ValueError as error:
