@@ -18,9 +18,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed writing", "basic_ios::clear: iostream error")
 _LONGEST = 2000  # characters of an error's line
 _PATIENCE = 10.0  # seconds that processes other than the first give it to say what is wrong with all of them
-_START = (
-    100.0  # seconds after which a mistake is no longer one of the start; until then, a slow machine is given as many
-)
+_START = 100.0  # seconds; a mistake before that is one of the start, which a slow machine takes longer for
 _STARTED = time.monotonic()
 # Controls, direction marks and line separators: a file's text must not clear the screen or forge a line of ours.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
