@@ -1,5 +1,6 @@
 """The clip record and the manifest `clips.jsonl`: safe paths, checked rows, errors that name line and clip."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def recorded_root(manifest: str | Path) -> Path:
         return folder
     if not isinstance(root, str) or not root or "\0" in root:
         raise InputError(f"{record}: root must be the path of a folder, not {root!r}")
-    if not (folder / root).is_dir():
+    if not os.path.isdir(folder / root):  # Path.is_dir raises where a name is too long
         raise InputError(f"{record}: root {root} is no folder; if the data set has moved, write its new place there")
     return folder / root
 

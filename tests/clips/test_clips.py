@@ -144,7 +144,7 @@ def test_a_root_recorded_beside_the_manifest_is_used_and_a_given_one_wins(folder
         write(elsewhere, row("a"))
 
 
-@pytest.mark.parametrize("root", ["nowhere", "", 3, ["x"], "a\0b"])
+@pytest.mark.parametrize("root", ["nowhere", "", 3, ["x"], "a\0b", "9" * 5000])
 def test_a_recorded_root_that_is_no_folder_says_where_to_change_it(folder, root):
     file = write(folder, row("a"))
     write_json(folder / "data.json", {"root": root})
