@@ -156,6 +156,8 @@ def _members(content: bytes, change: Change) -> bytes:
             members = {name: archive.read(name) for name in archive.namelist()}
     except Exception:  # an archive that an earlier change has broken
         return _bytes(content, change)
+    if not members:
+        return _bytes(content, change)
     name = sorted(members)[change[1] % len(members)]
     members[name] = _bytes(members[name], (change[0], change[1] // 7, change[2]))
     out = io.BytesIO()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from eval.figures.codes import CELLS
 from eval.figures.rates import COUNTS, RATES
@@ -75,7 +75,8 @@ class _Judge(BaseModel):
     per_class: dict[str, _Class] = {}
 
 
-_Cells: Any = create_model("_Cells", **_fields(Count, *CELLS))
+# no others, as pages add them up
+_Cells: Any = create_model("_Cells", __config__=ConfigDict(extra="forbid"), **_fields(Count, *CELLS))
 _counts: dict[str, Any] = {name: (Count, 0) for name, _ in COUNTS}
 _Counts: Any = create_model("_Counts", __base__=_Group, **_counts)
 

@@ -25,7 +25,8 @@ def read_metrics(folder: Path) -> Row:
     for key in (*_GROUPS, "settings"):
         metrics[key] = metrics.get(key) or {}
     if isinstance(metrics.get("judge"), dict):
-        metrics["judge"].setdefault("accuracy", None)
+        for name, value in (("accuracy", None), ("n", 0)):
+            metrics["judge"].setdefault(name, value)
     missing = [name for name in NAMES if name not in metrics]
     for part in (metrics, *_parts(metrics)):
         for name in NAMES:

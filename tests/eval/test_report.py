@@ -242,6 +242,7 @@ def test_a_run_that_was_counted_before_a_rate_was_there_is_shown_without_it_and_
     ("change", "message"),
     [
         ({"cells": {}}, "cells.right_consistent: Field required"),
+        ({"cells": {**metrics()["cells"], "more": "x"}}, "cells.more: Extra inputs are not permitted"),
         ({"war": "high"}, "war: Input should be a valid number"),
         ({"war": 1.5}, "war: Input should be less than or equal to 1"),
         ({"war_ci95": [0.1]}, "war_ci95: List should have at least 2 items"),
@@ -259,6 +260,12 @@ def test_figures_that_are_none_are_named(tmp_path, change, message):
     write_json(tmp_path / "metrics.json", metrics() | change)
     with pytest.raises(InputError, match=f"metrics.json: {message}"):
         main([str(tmp_path), "--out", str(tmp_path / "page.html")])
+
+
+def test_a_judge_of_a_run_needs_no_count_of_texts(tmp_path):
+    write_json(tmp_path / "metrics.json", metrics() | {"judge": {"name": "someone", "accuracy": 0.9}})
+    main([str(tmp_path), "--out", str(tmp_path / "page.html")])
+    assert "someone" in read(tmp_path / "page.html").text
 
 
 def test_a_run_without_judge_importances_or_rates_still_has_a_page_and_a_table(tmp_path, capsys):
