@@ -168,9 +168,8 @@ def test_egmf_whole_answers_by_the_models_own_language_model(stage, spoken, base
     options = {"folds": 2, **MEDIA, "cache_dir": planted_run.cache, "mllm_check": 0, "batch_size": 8}
     stage("importance", clips=spoken, model=base_model, out=tmp_path, fusion="experts", head="llm", **options)
     rows = read_jsonl(tmp_path / "importance.jsonl")
-    assert len(rows) == len(read_jsonl(spoken)) and all(
-        sum(row["importance"].values()) == pytest.approx(1) for row in rows
-    )
+    assert len(rows) == len(read_jsonl(spoken))
+    assert all(sum(row["importance"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
     assert {row["fold"] for row in rows} == {0, 1, None} and set(rows[0]["experts"]) == {"local", "semantic", "global"}
     names = load_file(tmp_path / "model.safetensors")
     assert "pseudo.linear.weight" in names and any("lora" in name for name in names)
