@@ -73,6 +73,12 @@ def _pull(part: str) -> Callable[[Row], Terms]:
     return terms
 
 
+def _same_next(row: Row) -> Terms:
+    if moved(row, "next") is None:
+        return [(0, 0)]
+    return [(float(row["pull"]["other"]["next"] == row["pull"]["emotion"]), 1)]
+
+
 def _by_order(count: Callable[[Row, Row], tuple[float, float]]) -> Callable[[Row], Terms]:
     return lambda row: [count(row, row["order"][m]) if row["order"] else (0, 0) for m in MODALITIES]
 
@@ -120,6 +126,14 @@ FIGURES = (
         _pull("next"),
     ),
     Figure("pull_next_planted", "… by planted cues", "the same, read by the cues", "share", _pull("next_planted")),
+    Figure(
+        "same_next",
+        "… like the clip's own first",
+        "behind another clip's first segment, the next one says the own one's emotion all the same: the clip's first "
+        "modality colours it, not the words",
+        "share",
+        _same_next,
+    ),
     Figure("pull_conclusion", "Pull on the conclusion", "the same of the conclusion", "share", _pull("conclusion")),
     Figure("pull_answer", "Pull on the answer", "the same of the answer", "share", _pull("answer")),
     Figure(

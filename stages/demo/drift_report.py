@@ -22,6 +22,8 @@ COLUMNS = {  # of the tables: figure -> heading
     "war": "WAR",
     "segment_truth": "segments true",
     "pull_next": "pull, next segment",
+    "pull_next_audio": "… audio dominant",
+    "same_next_audio": "like the own first, audio dominant",
     "pull_answer": "pull, answer",
     "gain_fall": "evidence falls, nats",
     "order_inconsistent": "order: inconsistency",
@@ -82,7 +84,9 @@ def figures_of(folder: Path, cell: Cell, clips: Path) -> Row:
     headline = {"headline": metrics["inconsistent_among_correct"], "war": metrics["war"], **by_dominant}
     truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
     text = read_json(folder / "coherence" / cell.texts / "coherence.json")["coherence"]
-    return {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
+    figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
+    audio = drift["by_dominant"].get("audio", {})
+    return figures | {f"{key}_audio": audio.get(key) for key in ("pull_next", "same_next")}
 
 
 def collect(cells: Sequence[Cell], run: Path, bases: Path) -> list[Row]:

@@ -78,6 +78,7 @@ class ConstructedModel:
 COPIES = (lambda first, shown, label: (first, first, first), 1.0)
 IGNORES = (lambda first, shown, label: ("fear", "fear", "fear"), 0.0)
 READS_THE_CLIP = (lambda first, shown, label: (None, label, label), 0.0)
+SEES_THE_PICTURE = (lambda first, shown, label: (shown["video"], shown["video"], label), 0.0)
 
 
 @dataclass
@@ -132,6 +133,14 @@ def test_the_pull_of_constructed_models_is_what_they_were_built_for(world, rule,
     for row in rows:
         assert row["pull"]["emotion"] != row["pull"]["exchanged"]
         assert row["pull"]["from"] != row["clip_id"]
+
+
+@pytest.mark.parametrize(("rule", "same"), [(COPIES, 0), (SEES_THE_PICTURE, 1), (READS_THE_CLIP, None)])
+def test_the_picture_in_the_clip_and_the_words_about_it_are_told_apart(world, rule, same):
+    figures = measure(rows_from(world, rule[0]), 20, 0)
+    if same is None:  # the sound shows what the picture shows as often as it does
+        same = sum(shown["video"] == shown["audio"] for shown in world.shown.values()) / 70
+    assert figures["same_next"] == pytest.approx(same) and figures["pull_next"] == rule[1]
 
 
 def test_what_would_have_been_said_anyway_is_no_pull(world):

@@ -78,7 +78,7 @@ def written(run, cell, wrong, pull):
     dominant = {m: {"inconsistent_among_correct": wrong / 100} for m in ("video", "audio")}
     metrics = {"inconsistent_among_correct": wrong / 100, "war": 1.0, "per_dominant": dominant}
     write_json(folder / "metrics.json", metrics)
-    drift = {"pull_next": pull, "pull_answer": None, "gain_fall": 0.25, "order_inconsistent": 0.1}
+    drift = {"pull_next": pull, "pull_answer": None, "gain_fall": 0.25, "order_inconsistent": 0.1, "by_dominant": {}}
     write_json(folder / "drift" / "drift.json", drift)
     text = run / f"seed{cell.seed}" / "coherence" / cell.texts
     text.mkdir(parents=True, exist_ok=True)
