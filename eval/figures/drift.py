@@ -74,7 +74,7 @@ def _pull(part: str) -> Callable[[Row], Terms]:
 
 
 def _same_next(row: Row) -> Terms:
-    if moved(row, "next") is None:
+    if moved(row, "next") is None or row["pull"]["emotion"] == row["label"]:
         return [(0, 0)]
     return [(float(row["pull"]["other"]["next"] == row["pull"]["emotion"]), 1)]
 
@@ -129,8 +129,8 @@ FIGURES = (
     Figure(
         "same_next",
         "… like the clip's own first",
-        "behind another clip's first segment, the next one says the own one's emotion all the same: the clip's first "
-        "modality colours it, not the words",
+        "where the own first segment is not of the label: behind another clip's, the next one says the own one's "
+        "emotion all the same; the modality in the clip colours it, not the words",
         "share",
         _same_next,
     ),

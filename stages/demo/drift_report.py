@@ -14,7 +14,7 @@ from migr.planted.truth import segment_truth
 from migr.statistics import estimate, quotient, resampled_sums
 from stages.demo.models import Cell
 
-DRIFT = ("pull_next", "pull_answer", "gain_fall", "order_inconsistent")
+DRIFT = ("pull_next", "same_next", "pull_answer", "gain_fall", "order_inconsistent")
 COLUMNS = {  # of the tables: figure -> heading
     "headline": "inconsistent, correct",
     "video": "video dominant",
@@ -23,7 +23,7 @@ COLUMNS = {  # of the tables: figure -> heading
     "segment_truth": "segments true",
     "pull_next": "pull, next segment",
     "pull_next_audio": "… audio dominant",
-    "same_next_audio": "like the own first, audio dominant",
+    "same_next": "like the own first",
     "pull_answer": "pull, answer",
     "gain_fall": "evidence falls, nats",
     "order_inconsistent": "order: inconsistency",
@@ -85,8 +85,9 @@ def figures_of(folder: Path, cell: Cell, clips: Path) -> Row:
     truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
     text = read_json(folder / "coherence" / cell.texts / "coherence.json")["coherence"]
     figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
-    audio = drift["by_dominant"].get("audio", {})
-    return figures | {f"{key}_audio": audio.get(key) for key in ("pull_next", "same_next")}
+    if drift["same_next_n"] < 20:
+        figures["same_next"] = None  # a share of a few clips says nothing
+    return figures | {"pull_next_audio": drift["by_dominant"].get("audio", {}).get("pull_next")}
 
 
 def collect(cells: Sequence[Cell], run: Path, bases: Path) -> list[Row]:
@@ -189,27 +190,41 @@ def _points(row: Row) -> str:
     return f"{100 * row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
-def plot(gains: Sequence[Row], path: Path) -> None:
-    """Draw what each remedy changes against the pull that was measured without it."""
+def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
+    """Draw, without rewards: inconsistency over coherence, pull over coherence, and each remedy against the pull."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    axis.axhline(0, color="0.6", linewidth=1)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    main = [row for row in rows if (row["base"], row["size"], row["rewards"]) == ("demo", "400 x 6", "none")]
+    for axis, figure_name in zip(axes, ("headline", "pull_next_audio"), strict=False):
+        for kind in ("video-first", "reordered", "rewritten", "apart"):
+            values: dict[float, list[float]] = {}
+            for row in main:
+                if row["targets"] == kind and row[figure_name] is not None:
+                    values.setdefault(row["coherence"], []).append(100 * row[figure_name])
+            if values:
+                points = [(q, value) for q, group in values.items() for value in group]
+                (line,) = axis.plot(sorted(values), [np.mean(values[q]) for q in sorted(values)], label=kind)
+                axis.plot(*zip(*points, strict=True), "o", markersize=4, color=line.get_color())
+    axes[0].set(xlabel="coherence q of the annotator", ylabel="inconsistent among correct, %")
+    axes[1].set(xlabel="coherence q of the annotator", ylabel="pull, clips whose sound is dominant, %")
+    axes[2].axhline(0, color="0.6", linewidth=1)
     for remedy in (*REMEDIES, "rewards"):
-        rows = [r for r in gains if r["remedy"] == remedy and r["rewards"] == "none" and r["difference"] is not None]
-        rows = [r for r in rows if r["targets"] == "video-first"]
-        if rows:
-            values = np.array([[100 * r["pull_next"], 100 * r["difference"]] for r in rows])
-            bounds = np.array([[100 * bound for bound in r["difference_ci95"]] for r in rows])
-            reach = np.abs(bounds - values[:, 1:]).T
-            axis.errorbar(values[:, 0], values[:, 1], yerr=reach, fmt="o", capsize=3, label=remedy)
-    axis.set(xlabel="pull on the next segment, %", ylabel="change of inconsistent among correct, points")
-    axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8)
+        drawn = [r for r in gains if r["remedy"] == remedy and r["rewards"] == "none" and r["difference"] is not None]
+        drawn = [r for r in drawn if r["targets"] == "video-first"]
+        if drawn:
+            places = np.array([[100 * r["pull_next"], 100 * r["difference"]] for r in drawn])
+            bounds = np.array([[100 * bound for bound in r["difference_ci95"]] for r in drawn])
+            reach = np.abs(bounds - places[:, 1:]).T
+            axes[2].errorbar(places[:, 0], places[:, 1], yerr=reach, fmt="o", capsize=3, label=remedy)
+    axes[2].set(xlabel="pull on the next segment, %", ylabel="change by a remedy, points")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -232,9 +247,10 @@ def write(rows: Sequence[Row], planned: int, run: Path, out: Path) -> None:
         write_json(run / "results.json", {"models": rows, "benefits": gains})
         images = out.parent / "img"
         images.mkdir(exist_ok=True)
-        plot(gains, images / "drift.png")
+        plot(rows, gains, images / "drift.png")
         state = "all" if len(rows) == planned else f"{len(rows)} of {planned}"
-        lines += [f"Run so far: {state} models of the grid.", "", "![benefit of each remedy](img/drift.png)", ""]
+        lines += [f"Run so far: {state} models of the grid. What it means: [drift_notes.md](drift_notes.md).", ""]
+        lines += [HOW, *rule(gains), "", "![benefit of each remedy](img/drift.png)", ""]
         for title, belongs in PARTS.items():
             if part := [row for row in rows if belongs(row)]:
                 lines += [f"## {title}", "", *table(part), ""]
@@ -248,7 +264,7 @@ def write(rows: Sequence[Row], planned: int, run: Path, out: Path) -> None:
         for row in gains:
             cells = (*(row[name] for name in ("base", "size", "coherence", "rewards", "targets", "remedy")),)
             lines.append(f"| {' | '.join(map(str, (*cells, len(row['seeds']), _points(row))))} |")
-        lines += ["", HOW, *rule(gains), ""]
+        lines += [""]
     lines += [BEFOREHAND] if not rows else []
     with atomic(out) as file:
         file.write("\n".join(lines).rstrip() + "\n")

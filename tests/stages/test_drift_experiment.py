@@ -78,7 +78,15 @@ def written(run, cell, wrong, pull):
     dominant = {m: {"inconsistent_among_correct": wrong / 100} for m in ("video", "audio")}
     metrics = {"inconsistent_among_correct": wrong / 100, "war": 1.0, "per_dominant": dominant}
     write_json(folder / "metrics.json", metrics)
-    drift = {"pull_next": pull, "pull_answer": None, "gain_fall": 0.25, "order_inconsistent": 0.1, "by_dominant": {}}
+    drift = {
+        "pull_next": pull,
+        "same_next": 0.5,
+        "same_next_n": 2,
+        "pull_answer": None,
+        "gain_fall": 0.25,
+        "order_inconsistent": 0.1,
+        "by_dominant": {},
+    }
     write_json(folder / "drift" / "drift.json", drift)
     text = run / f"seed{cell.seed}" / "coherence" / cell.texts
     text.mkdir(parents=True, exist_ok=True)
@@ -102,12 +110,14 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
         write_jsonl(bases / f"seed{seed}" / "clips" / "clips.jsonl", clips)
     chosen = [*every, rewarded, Cell(3, "demo", 0.0, "video-first", "400 x 6", "none")]  # the last is not there yet
     rows = drift_report.collect(chosen, run, bases)
-    assert len(rows) == 13
+    assert len(rows) == 13 and all(row["same_next"] is None for row in rows)  # of two clips
     drift_report.write(rows, len(chosen), run, run / "drift.md")
     page = (run / "drift.md").read_text()
     assert "Run so far: 13 of 14 models" in page and "![benefit of each remedy](img/drift.png)" in page
     rule = {
-        line.split(" | ")[0]: line for line in page[page.index("## The rule") :].splitlines() if line[:3] in ("| 0",)
+        line.split(" | ")[0]: line
+        for line in page[page.index("## The rule") : page.index("![")].splitlines()
+        if line[:3] in ("| 0",)
     }
     assert rule["| 0"] == "| 0 | nothing | not run | not run |"
     assert rule["| 0.6"].startswith("| 0.6 | rewritten (-25.0 points [") and "reordered" not in rule["| 0.6"]
