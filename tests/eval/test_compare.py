@@ -168,6 +168,7 @@ def test_drift_stands_beside_the_headline_where_both_runs_have_it(tmp_path, caps
                 "evidence": {"modality": ["video"] * 4, "gain": [1.0, 1.0, 0.5, 0.5], "attention": None},
                 "pull": {
                     "first": "video",
+                    "emotion": "sad",
                     "exchanged": "fear",
                     "own": {**behind, "next": "sad", "answer": "sad"},
                     "other": {**behind, "next": "fear" if i < pull else "sad", "answer": "sad"},

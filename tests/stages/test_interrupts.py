@@ -14,7 +14,7 @@ from conftest import MEDIA, ROOT, flags
 from migr.files.records import read_json, read_jsonl
 
 SECONDS = 20  # the commands need one or two; on a busy machine as long as they took to begin
-COUNT = 200
+COUNT = 500  # seven seconds of work: on a busy machine a poll can come seconds late
 
 
 def in_session(leader):
