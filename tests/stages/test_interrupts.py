@@ -14,7 +14,7 @@ from conftest import MEDIA, ROOT, flags
 from migr.files.records import read_json, read_jsonl
 
 SECONDS = 20  # the commands need one or two; on a busy machine as long as they took to begin
-COUNT = 500  # seven seconds of work: on a busy machine a poll can come seconds late
+COUNT = 200
 
 
 def in_session(leader):
@@ -34,6 +34,8 @@ def interrupt(folder, script, arguments, begun):
     """Press Ctrl-C once `begun()`, then let the same command finish; what it says then."""
     command = [sys.executable, ROOT / script, *flags(**arguments)]
     start = {"cwd": folder, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    # a shell starts what stands in its background deaf to Ctrl-C, and so all that it starts
+    start["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with (folder / "stderr").open("w") as err, (folder / "stdout").open("w") as out:
         process = subprocess.Popen([*map(str, command)], stdout=out, stderr=err, start_new_session=True, **start)
     try:
