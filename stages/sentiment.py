@@ -11,7 +11,6 @@ one CSV for each further reading), importance.jsonl, done.json with the figures,
 model.safetensors with what was learned. eval/sentiment.py makes the table.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from migr.cli import Parser, settings_of
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import Row, write_json
+from migr.machine import peak_memory
 from migr.sentiment.metrics import selection
 from migr.sentiment.settings import FitSettings, NetworkSettings, RunSettings
 
@@ -90,7 +90,7 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
             "warnings": warnings(test, parts),
             "trainable": sum(weight.numel() for weight in weights),
             "seconds": round(seconds, 1),
-            "peak_mb": round(peak / 2**20 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_mb": round((peak or peak_memory()) / 2**20),
         }
     finish(folder, summary)
     return summary

@@ -6,8 +6,6 @@ Draws random features (three modalities of --dim numbers each), scores them with
 threads, and prints rows a second and the process's largest memory. Time and memory are linear in rows and streams.
 """
 
-import resource
-import sys
 import time
 
 import torch
@@ -17,6 +15,7 @@ from migr.errors import InputError, exit_on_input_error
 from migr.importance.fit import score
 from migr.importance.store import NETWORKS, build
 from migr.importance.table import Features
+from migr.machine import peak_memory
 
 
 def main() -> None:
@@ -39,8 +38,7 @@ def main() -> None:
     start = time.perf_counter()
     score(net, table, torch.arange(args.rows) % 7)
     seconds = time.perf_counter() - start
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    peak = peak_memory() / 2**20
     print(
         f"importance_speed: {args.rows} rows, {args.fusion}, {seconds:.1f} s -> "
         f"{args.rows / seconds:,.0f} rows/s, largest memory {peak:.0f} MiB"
