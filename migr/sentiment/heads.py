@@ -8,8 +8,29 @@ from migr.sentiment.data import SentimentData
 from migr.sentiment.encoders import SequenceConfig, SequenceFusion
 from migr.sentiment.generative import GenerativeSentiment, PromptWriter, PseudoTokens
 from migr.sentiment.language_model import embedding_rms, load_language_model
+from migr.sentiment.sets import SentimentSet
 from migr.sentiment.settings import NetworkSettings
 from migr.sentiment.value import ValueSentiment
+
+
+def language_parts(
+    model: str, s: NetworkSettings, dataset: SentimentSet, hidden: int
+) -> tuple[Any, Any, AnswerTree, PseudoTokens]:
+    """What a head needs of a language model: the model with LoRA, its tokenizer, all answers, the pseudo tokens.
+
+    Args:
+        model: Folder of the language model.
+        s: Rank, grid of scores, number and form of the pseudo tokens.
+        dataset: What can be answered.
+        hidden: Size of the fused vector.
+
+    Raises:
+        InputError: The language model cannot be used, or its tokenizer cannot write the answers.
+    """
+    lm, tokenizer = load_language_model(model, s.dtype, s.lora_r, s.lora_alpha)
+    answers = AnswerTree.build(*answer_texts(dataset, s.grid), tokenizer)
+    size = lm.get_input_embeddings().weight.shape[1]
+    return lm, tokenizer, answers, PseudoTokens(hidden, size, s.pseudo_tokens, s.form, embedding_rms(lm))
 
 
 def build_head(settings: NetworkSettings, data: SentimentData, checkpointing: bool = False) -> tuple[Any, Any]:
@@ -24,14 +45,11 @@ def build_head(settings: NetworkSettings, data: SentimentData, checkpointing: bo
     fusion.set_scaling(data.about["scaling"])
     if s.head == "value":
         return ValueSentiment(fusion, s.unimodal_weight, s.adversarial_weight, s.adversarial_radius), None
-    lm, tokenizer = load_language_model(s.model, s.dtype, s.lora_r, s.lora_alpha)
+    lm, tokenizer, answers, pseudo = language_parts(s.model, s, dataset, s.hidden)
     if checkpointing:
         if not hasattr(lm, "gradient_checkpointing_enable"):
             raise InputError("--gradient_checkpointing: not for the language model inside a Qwen-Omni")
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    answers = AnswerTree.build(*answer_texts(dataset, s.grid), tokenizer)
-    size = lm.get_input_embeddings().weight.shape[1]
-    pseudo = PseudoTokens(s.hidden, size, s.pseudo_tokens, s.form, embedding_rms(lm))
     model = GenerativeSentiment(
         lm, fusion, pseudo, answers, dataset.is_score, s.median, s.transcript, s.auxiliary_weight
     )

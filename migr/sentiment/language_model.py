@@ -41,10 +41,8 @@ def load_language_model(path: str, dtype: str = "auto", lora_r: int = 16, lora_a
 
     from migr.omni.checks import OURS_ALONE, is_local, load_whole
 
-    config, where = (
-        Path(path) / "config.json",
-        f"--model {path}: no causal language model that runs without remote code",
-    )
+    config = Path(path) / "config.json"
+    where = f"--model {path}: no causal language model that runs without remote code"
     kind = str(read_object(config, finite=False).get("model_type")) if config.is_file() else ""
     with as_input_error(where):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), **OURS_ALONE)

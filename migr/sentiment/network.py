@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from migr.importance.networks.attribution import coalitions, shapley
 from migr.importance.networks.interface import FusionNet, FusionOutput
-from migr.sentiment.answers import AnswerTree, answer_texts
+from migr.sentiment.answers import AnswerTree
 from migr.sentiment.generative import AnswerModel, Prompts, PromptWriter, PseudoTokens
-from migr.sentiment.language_model import embedding_rms, load_language_model
+from migr.sentiment.heads import language_parts
 from migr.sentiment.sets import SentimentSet
 from migr.sentiment.settings import NetworkSettings
 
@@ -119,10 +119,7 @@ class LanguageHead:
             InputError: The model cannot be used, or its tokenizer cannot write the answers.
         """
         s, dataset = self.settings, SentimentSet("clips", tuple(self.labels), 0.0 if self.labels else 3.0)
-        lm, tokenizer = load_language_model(self.model, s.dtype, s.lora_r, s.lora_alpha)
+        lm, tokenizer, answers, pseudo = language_parts(self.model, s, dataset, net.config.hidden)
         lm.to("cuda" if torch.cuda.is_available() else "cpu")
-        answers = AnswerTree.build(*answer_texts(dataset, s.grid), tokenizer)
-        size = lm.get_input_embeddings().weight.shape[1]
-        pseudo = PseudoTokens(net.config.hidden, size, s.pseudo_tokens, s.form, embedding_rms(lm))
         prompt = PromptWriter(tokenizer, dataset.prompt, s.pseudo_tokens, transcript=False)("")
         return LanguageFusion(net, lm, pseudo, answers, dataset.is_score, prompt, s.median)

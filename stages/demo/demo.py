@@ -21,9 +21,7 @@ from pathlib import Path
 
 from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
-from stages.demo.models import STAGES as MODEL_STAGES
-from stages.demo.models import Cell
-from stages.demo.models import steps as model_steps
+from stages.demo import models
 from stages.demo.runner import CONFIGS, ROOT, SMALL, Step, run_plan
 
 # variant -> (order of the targets, config of GRPO): the usual recipe, ours, and the two crossed cases
@@ -145,16 +143,16 @@ def make(
     return run
 
 
-def make_orders(run: Path, seed: int, small: bool = False) -> list[Cell]:
+def make_orders(run: Path, seed: int, small: bool = False) -> list[models.Cell]:
     """Train and measure two models more, in RUN/order: an annotator whose descriptions follow each other wrote what
     they learn, from the video on or from the dominant modality on. No rewards.
 
     Raises:
         InputError: As `make`.
     """
-    models = [Cell(seed, "demo", COHERENCE, targets, "400 x 6", "none") for targets in ORDERS]
-    run_plan(model_steps(run, run / "order", models, small), MODEL_STAGES, run / "order", BASE=run)
-    return models
+    cells = [models.Cell(seed, "demo", COHERENCE, targets, "400 x 6", "none") for targets in ORDERS]
+    run_plan(models.steps(run, run / "order", cells, small), models.STAGES, run / "order", BASE=run)
+    return cells
 
 
 def arguments_of(stage: str, run: Path | None = None, seed: int = SEED, small: bool = False) -> list[str]:
@@ -208,8 +206,8 @@ def main() -> None:
         return
     run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, variants, args.small)
     if args.upto == "evaluation":
-        models = make_orders(run, args.seed, args.small) if args.order else []
-        summary.write(run, variants, models)
+        orders = make_orders(run, args.seed, args.small) if args.order else []
+        summary.write(run, variants, orders)
         summary.show(run, time.monotonic() - start)
 
 

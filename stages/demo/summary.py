@@ -82,12 +82,11 @@ ORDER_ROWS = {  # figure -> what it is; of `stages.demo.drift_report`
 
 
 def _order_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    first, *others = figures
     head = {"video-first": "written from the video on", "rewritten": "written from the dominant modality on"}
     rows = [(name, *(percent(row[key]) for row in figures.values())) for key, name in ORDER_ROWS.items()]
     return Table(
         "Does the order matter?",
-        ("", *(head[name] for name in (first, *others))),
+        ("", *(head[name] for name in figures)),
         rows,
         "Two models more, from texts of an annotator whose second description follows the first one's emotion in six "
         "clips of ten; SFT alone, no rewards. Pull: how often the next segment takes the emotion of an exchanged first "
