@@ -22,6 +22,9 @@ from migr.errors import InputError, reason
 SECONDS = 2  # of the processor, for one text; a whole template takes a thousandth of one
 MEMORY = 1 << 30  # bytes of address space, the interpreter included
 LONGEST = 1 << 24  # characters of one text
+SHORT = 1 << 14  # characters of a question and its text that are kept: all rows of a data set may ask the same
+MOST = 1 << 10  # texts that are kept
+_kept: dict[str, str] = {}
 _process: subprocess.Popen[bytes] | None = None
 _owner = -1  # a forked process must not speak on its parent's pipe
 _turn = threading.Lock()
@@ -46,13 +49,20 @@ def render(tokenizer: Any, template: Any, text: str | Sequence[Mapping[str, str]
         raise InputError(f"{where} is no text (with several, one must be named default)")
     values: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "tools": None, "documents": None}
     values |= {"add_generation_prompt": True, **tokenizer.special_tokens_map, **variables}
-    reply = _ask({"template": template, "values": values})
+    question = json.dumps({"template": template, "values": values})
+    if question in _kept:
+        return _kept[question]
+    reply = _ask(question)
     if "text" not in reply:
         raise InputError(f"{where} {reply['error']}")
-    return str(reply["text"])
+    text = str(reply["text"])
+    # what asks for the time is asked anew
+    if len(_kept) < MOST and len(question) + len(text) <= SHORT and "strftime_now" not in template:
+        _kept[question] = text
+    return text
 
 
-def _ask(question: dict[str, Any]) -> dict[str, str]:
+def _ask(question: str) -> dict[str, str]:
     """The reply of the process that renders; it is started by the first question and after each death."""
     global _process, _owner
     with _turn:
@@ -63,7 +73,7 @@ def _ask(question: dict[str, Any]) -> dict[str, str]:
             atexit.register(_process.kill)
         assert _process.stdin is not None and _process.stdout is not None
         try:
-            _process.stdin.write(json.dumps(question).encode() + b"\n")
+            _process.stdin.write(question.encode() + b"\n")
             _process.stdin.flush()
             line = _process.stdout.readline()
         except BrokenPipeError:

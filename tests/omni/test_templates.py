@@ -42,6 +42,17 @@ def test_of_several_templates_the_default_counts():
         render(TOKENIZER, {"tool_use": "x"}, "hm")
 
 
+def test_a_text_is_rendered_once_unless_it_tells_the_time(monkeypatch):
+    render(TOKENIZER, "the same: {{ messages[0].content }}", "hm")
+    clock = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
+    render(TOKENIZER, clock, "hm")
+    monkeypatch.setattr(templates, "_ask", lambda question: {"error": "was asked"})
+    assert render(TOKENIZER, "the same: {{ messages[0].content }}", "hm") == "the same: hm"
+    for template, text in (("the same: {{ messages[0].content }}", "other"), (clock, "hm")):
+        with pytest.raises(InputError, match="was asked"):
+            render(TOKENIZER, template, text)
+
+
 DOUBLING = "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}"
 HOSTILE = {
     "loops without end": (

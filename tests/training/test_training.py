@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import GRPOConfig, SFTConfig
 
 from migr.clips.manifest import Clip, read_clips
@@ -711,6 +711,16 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(kind, warm_model,
     with pytest.raises(NonFiniteError, match=r"the gradient of .*lora_.* is not finite at step 1"):
         trainer.train()
     assert_stopped_well(trainer, tmp_path, 1)
+
+
+def test_finite_gradients_whose_norm_overflows_pass_the_check():
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad, layer.bias.grad = torch.full((1, 2), 3e38), torch.zeros(1)
+    check = StopOnNonFiniteGradient().on_pre_optimizer_step
+    check(None, TrainerState(), None, model=layer)
+    layer.bias.grad[0] = math.nan
+    with pytest.raises(NonFiniteError, match="the gradient of bias is not finite at step 0"):
+        check(None, TrainerState(), None, model=layer)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1.5, -0.1])
