@@ -4,6 +4,9 @@ A coherent annotator describes what comes first as it is; the second description
 with probability q, as annotators, captioners and language models do, else it is its own. So what the second modality
 shows is lost where the two differ, and putting the text into another order afterwards does not bring it back. With
 q = 0 nothing changes, whatever is written first. Ours; `eval/drift.py --targets` measures q in the texts.
+
+Where the first description is true, a model can follow it by looking at what it describes. Only mistakes that nothing
+in the clip shows part the two: what follows a mistaken description has followed words.
 """
 
 import random
@@ -14,6 +17,7 @@ from migr.errors import InputError
 from migr.files.records import Row
 from migr.planted.clips import bank_of
 from migr.planted.wording import describe
+from migr.text.labels import DFEW
 
 WRITTEN = ("video-first", "audio-first", "dominant-first", "least-first", "random")
 
@@ -25,6 +29,7 @@ class Annotator:
     Attributes:
         coherence: q, the probability with which the second follows the first one's emotion.
         written: Which modality is described first: one of WRITTEN.
+        mistakes: How often what is described first is told as another emotion, any of them.
 
     Raises:
         InputError: A value is out of range.
@@ -32,10 +37,12 @@ class Annotator:
 
     coherence: float = 0.0
     written: str = "video-first"
+    mistakes: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coherence <= 1:
-            raise InputError(f"coherence: must be a probability, 0 to 1, not {self.coherence}")
+        for name in ("coherence", "mistakes"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: must be a probability, 0 to 1, not {getattr(self, name)}")
         if self.written not in WRITTEN:
             raise InputError(f"written: {self.written!r} is not one of {', '.join(WRITTEN)}")
 
@@ -54,11 +61,15 @@ class Annotator:
         Args:
             clip: A planted clip.
             emotions: Modality -> the emotion that is told where nothing is followed.
-            seed: With the clip's id it decides whether the first is followed; the same clips for a smaller q, too.
+            seed: With the clip's id it decides whether the first is followed, and mistaken; the same clips for a
+                smaller q, too.
         """
         first, second = self.order(clip)
         follows = random.Random(f"coherence {seed} {clip['clip_id']}").random() < self.coherence
-        return {first: emotions[first], second: emotions[first if follows else second]}
+        chance = random.Random(f"mistake {seed} {clip['clip_id']}")
+        others = [emotion for emotion in DFEW if emotion != emotions[first]]
+        told = chance.choice(others) if chance.random() < self.mistakes else emotions[first]
+        return {first: told, second: told if follows else emotions[second]}
 
 
 APART = Annotator()  # describes each modality for itself

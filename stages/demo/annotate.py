@@ -26,11 +26,12 @@ def main() -> None:
     add("--out", type=Path, required=True, help="reasoning.jsonl to write")
     add("--coherence", type=float, default=0.0, help="probability that the second description follows the first")
     add("--written", choices=WRITTEN, default=WRITTEN[0], help="which modality is described first")
+    add("--mistakes", type=float, default=0.0, help="how often the first is told as any other emotion (default 0)")
     add("--caption_errors", type=float, default=0.0, help="how often what is easily mistaken is (default 0)")
     add("--split", default="train", help="split of the clips")
     add("--seed", type=int, default=0, help="draws what is followed and what is mistaken")
     args = parser.parse_args()
-    annotator = Annotator(args.coherence, args.written)
+    annotator = Annotator(args.coherence, args.written, args.mistakes)
 
     # Data
     rows = read_jsonl(args.clips, ("clip_id", "split"))

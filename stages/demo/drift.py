@@ -33,6 +33,13 @@ GRID: dict[str, dict[str, Sequence[Any]]] = {  # the order in which it is worth 
         "size": ("400 x 6",),
         "rewards": ("none", "all"),
     },
+    "words": {
+        **_SFT,
+        "seed": SEEDS,
+        "base": ("demo",),
+        "coherence": (0.0, 0.3, 0.6, 0.9),
+        "targets": ("mistaken",),
+    },
     "orders": {
         **_SFT,
         "seed": SEEDS,

@@ -12,7 +12,7 @@ from eval.page.tables import percent
 from migr.files.records import Row, atomic, iter_jsonl, read_json, write_json
 from migr.planted.truth import segment_truth
 from migr.statistics import estimate, quotient, resampled_sums
-from stages.demo.models import Cell
+from stages.demo.models import MISTAKES, Cell
 
 DRIFT = ("pull_next", "same_next", "pull_answer", "gain_fall", "order_inconsistent")
 COLUMNS = {  # of the tables: figure -> heading
@@ -30,7 +30,9 @@ COLUMNS = {  # of the tables: figure -> heading
     "text_coherence": "coherence of the targets, measured",
 }
 PARTS: dict[str, Callable[[Row], bool]] = {
-    "Kinds of targets, with and without rewards": lambda row: row["base"] == "demo" and row["size"] == "400 x 6",
+    "Kinds of targets, with and without rewards": lambda row: (
+        (row["base"], row["size"]) == ("demo", "400 x 6") and row["targets"] not in MISTAKES
+    ),
     "Cold starts of other sizes": lambda row: row["base"] == "demo" and row["size"] != "400 x 6",
     "Other base models": lambda row: row["base"] != "demo",
 }
@@ -60,6 +62,13 @@ commit 8771109, inconsistent among correct:
 GRPO with all rewards behind the first two of the second column: 0.4 and 0.0 %. So where the text is coherent, the order
 in which it was *written* mattered, and reordering it afterwards did not undo it. One seed is no claim.
 """
+WORDS = """## Does the pull measure what the words do?
+
+Targets written video-first, in which every second description of the face tells a wrong emotion that nothing in the
+clip shows (`--mistakes 0.5`). A model that learns to follow them can only follow words, so the pull must rise with q.
+
+| q | seed | pull on the next segment | like the own first | pull on the answer |
+|---|---|---|---|---|"""
 HOW = """## The rule
 
 1. Measure your targets: `python eval/drift.py --targets targets.jsonl --clips clips.jsonl --out OUT` (coherence).
@@ -85,6 +94,7 @@ def figures_of(folder: Path, cell: Cell, clips: Path) -> Row:
     truth = segment_truth(out / "predictions.jsonl", clips)["segment_truth"]
     text = read_json(folder / "coherence" / cell.texts / "coherence.json")["coherence"]
     figures = {**headline, "segment_truth": truth, **{key: drift[key] for key in DRIFT}, "text_coherence": text}
+    figures["pull_next_ci95"] = drift["pull_next_ci95"]
     if drift["same_next_n"] < 20:
         figures["same_next"] = None  # a share of a few clips says nothing
     return figures | {"pull_next_audio": drift["by_dominant"].get("audio", {}).get("pull_next")}
@@ -163,6 +173,19 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def words(rows: Sequence[Row]) -> list[str]:
+    """The section on models whose targets follow words that the clip does not show; nothing without such models."""
+    lines = [WORDS]
+    for row in sorted(rows, key=lambda row: (row["coherence"], row["seed"])):
+        if row["targets"] in MISTAKES:
+            pull, (low, high) = percent(row["pull_next"]), (100 * bound for bound in row["pull_next_ci95"])
+            own, answer = ("–" if row[name] is None else percent(row[name]) for name in ("same_next", "pull_answer"))
+            lines.append(
+                f"| {row['coherence']:g} | {row['seed']} | {pull} [{low:.1f}, {high:.1f}] | {own} | {answer} |"
+            )
+    return [*lines, ""] if lines[1:] else []
+
+
 def rule(gains: Sequence[Row]) -> list[str]:
     """For each coherence of the main part: which remedies lower inconsistency, and whether rewards still do."""
     main = [row for row in gains if row["base"] == "demo" and row["size"] == "400 x 6"]
@@ -200,7 +223,7 @@ def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     main = [row for row in rows if (row["base"], row["size"], row["rewards"]) == ("demo", "400 x 6", "none")]
     for axis, figure_name in zip(axes, ("headline", "pull_next_audio"), strict=False):
-        for kind in ("video-first", "reordered", "rewritten", "apart"):
+        for kind in ("video-first", "reordered", "rewritten", "apart", *MISTAKES):
             values: dict[float, list[float]] = {}
             for row in main:
                 if row["targets"] == kind and row[figure_name] is not None:
@@ -251,6 +274,7 @@ def write(rows: Sequence[Row], planned: int, run: Path, out: Path) -> None:
         state = "all" if len(rows) == planned else f"{len(rows)} of {planned}"
         lines += [f"Run so far: {state} models of the grid. What it means: [drift_notes.md](drift_notes.md).", ""]
         lines += [HOW, *rule(gains), "", "![benefit of each remedy](img/drift.png)", ""]
+        lines += words(rows)
         for title, belongs in PARTS.items():
             if part := [row for row in rows if belongs(row)]:
                 lines += [f"## {title}", "", *table(part), ""]

@@ -17,7 +17,9 @@ TARGETS = {
     "apart video-first": (None, "video-first"),
     "random": ("random", "written"),
     "least-first": ("least-first", "written"),
+    "mistaken": ("video-first", "written"),
 }
+MISTAKES = {"mistaken": ["--mistakes", "0.5"]}  # flags of stages/demo/annotate.py
 REWARDS: dict[str, list[str]] = {  # config of GRPO behind the SFT, and flags
     "none": [],
     "all": ["grpo"],
@@ -114,9 +116,11 @@ def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False
             about = {"clips": clips, "model": model, "out": reasoning, **media}
             add("texts", f"{cell.base}/apart", reasoning, "stages/describe.py", *flags, **about)
         else:
-            reasoning = run / "texts" / f"{cell.coherence:g}-{written}.jsonl"
+            flags = MISTAKES.get(cell.targets, [])
+            name = cell.targets if flags else written
+            reasoning = run / "texts" / f"{cell.coherence:g}-{name}.jsonl"
             about = {"clips": clips, "out": reasoning, "seed": seed, "coherence": cell.coherence, "written": written}
-            add("texts", reasoning.stem, reasoning, "stages/demo/annotate.py", **about)
+            add("texts", reasoning.stem, reasoning, "stages/demo/annotate.py", *flags, **about)
         importance = base_run / "importance" / "importance.jsonl"
         targets = run / "targets" / f"{cell.texts}.jsonl"
         about = {"clips": clips, "reasoning": reasoning, "importance": importance, "order": order, "out": targets}

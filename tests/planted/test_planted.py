@@ -228,8 +228,26 @@ def test_an_error_in_the_first_caption_is_followed():
         assert cue_emotion("audio", segments["audio"]) == emotion
 
 
+@pytest.mark.parametrize("q", [0.0, 1.0])
+def test_a_mistaken_first_description_tells_what_nothing_shows_and_is_followed_as_any_other(q):
+    rows = specs("train", 1400)
+    wrong = []
+    for row in rows:
+        segments = captioned(row, 0, Annotator(q, mistakes=0.5), errors=0.0)["segments"]
+        shown, first = row["planted"]["shown"], cue_emotion("video", segments["video"])
+        assert cue_emotion("audio", segments["audio"]) == (first if q else shown["audio"])
+        wrong.append(first != shown["video"])
+    assert np.mean(wrong) == pytest.approx(0.5, abs=0.04)
+
+
 @pytest.mark.parametrize(
-    ("values", "message"), [((1.5,), "coherence"), ((float("nan"),), "coherence"), ((0.5, "text-first"), "written")]
+    ("values", "message"),
+    [
+        ((1.5,), "coherence"),
+        ((float("nan"),), "coherence"),
+        ((0.5, "text-first"), "written"),
+        ((0.5, "video-first", -0.1), "mistakes"),
+    ],
 )
 def test_an_annotator_that_cannot_be_is_an_input_error(values, message):
     with pytest.raises(InputError, match=message):

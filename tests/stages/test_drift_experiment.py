@@ -28,6 +28,7 @@ def test_the_grid_names_what_there_is_and_each_model_once():
         (["main", "seed=9"], 26),
         (["main", "coherence=0.6", "rewards=none", "seed=9,10"], 6),
         (["main", "targets=apart"], 6),
+        (["words"], 12),  # 3 seeds x 4 coherences
         (["orders", "targets=random,least-first", "seed=9"], 4),
     ],
 )
@@ -80,6 +81,7 @@ def written(run, cell, wrong, pull):
     write_json(folder / "metrics.json", metrics)
     drift = {
         "pull_next": pull,
+        "pull_next_ci95": [pull - 0.05, pull + 0.05],
         "same_next": 0.5,
         "same_next_n": 2,
         "pull_answer": None,
@@ -108,12 +110,19 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
     for seed in (1, 2):
         (bases / f"seed{seed}" / "clips").mkdir(parents=True)
         write_jsonl(bases / f"seed{seed}" / "clips" / "clips.jsonl", clips)
-    chosen = [*every, rewarded, Cell(3, "demo", 0.0, "video-first", "400 x 6", "none")]  # the last is not there yet
+    mistaken = Cell(1, "demo", 0.6, "mistaken", "400 x 6", "none")
+    written(run, mistaken, 40, 0.25)
+    chosen = [
+        *every,
+        rewarded,
+        mistaken,
+        Cell(3, "demo", 0.0, "video-first", "400 x 6", "none"),
+    ]  # the last is not there yet
     rows = drift_report.collect(chosen, run, bases)
-    assert len(rows) == 13 and all(row["same_next"] is None for row in rows)  # of two clips
+    assert len(rows) == 14 and all(row["same_next"] is None for row in rows)  # of two clips
     drift_report.write(rows, len(chosen), run, run / "drift.md")
     page = (run / "drift.md").read_text()
-    assert "Run so far: 13 of 14 models" in page and "![benefit of each remedy](img/drift.png)" in page
+    assert "Run so far: 14 of 15 models" in page and "![benefit of each remedy](img/drift.png)" in page
     rule = {
         line.split(" | ")[0]: line
         for line in page[page.index("## The rule") : page.index("![")].splitlines()
@@ -122,6 +131,7 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
     assert rule["| 0"] == "| 0 | nothing | not run | not run |"
     assert rule["| 0.6"].startswith("| 0.6 | rewritten (-25.0 points [") and "reordered" not in rule["| 0.6"]
     assert rule["| 0.6"].count("-29.0 points") == 1  # rewards behind video-first, seed 1
+    assert "| 0.6 | 1 | 25.00\u00a0% [20.0, 30.0] | – | – |" in page and page.count("| mistaken |") == 0  # apart
     results = read_json(run / "results.json")
     gain = next(r for r in results["benefits"] if r["remedy"] == "rewritten" and r["coherence"] == 0.6)
     low, high = gain["difference_ci95"]
