@@ -4,14 +4,9 @@ Checked against vLLM 0.31: `LLMEngine.add_request` takes what its renderer would
 """
 
 import itertools
-import os
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -20,87 +15,43 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 # isort: split
 from transformers import BatchFeature
 
+from migr.engine.backend import Vllm
 from migr.engine.task import Generation, Request, Score, Task
-from migr.errors import InputError, as_input_error
-from migr.omni.checks import check_finite, damaged_weight, stored_weights
-from migr.omni.companions import vllm_environment
 from migr.omni.family import QWEN3
 from migr.omni.inputs import Features
-from migr.omni.load import quiet
 
 NEVER = -100.0  # added to a logit; the least that vLLM documents
 
 
-class VllmEngine:
-    """Feeds vLLM's engine so that it always has `batch_size` requests at work; see `open_engine`.
-
-    On a CPU it lives in this process, with state of which there is one: close it before another is opened.
-    """
+class VllmEngine(Vllm):
+    """Feeds vLLM's engine so that it always has `batch_size` requests at work; see `open_engine`."""
 
     def __init__(
         self, model: str, dtype: str, task: Task, tensor_parallel: int = 1, one_process: bool = False, **more: Any
     ):
-        vllm_environment(one_process)
-        options: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel, **more}
+        self.task = task
         if not torch.cuda.is_available():
-            options |= {"enforce_eager": True, "skip_mm_profiling": True}
-            # a prompt in pieces and a seed of its own crash vLLM 0.31 ("CPU Generator does not use offset")
-            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": task.max_length}
-            # vLLM packs weights on a CPU, where `check_weights` cannot see them again; a GPU need not read them twice
-            check_finite(stored_weights(model), model)
-        self._set_threads = torch.set_num_threads  # vLLM's CPU worker replaces it
-        from vllm import LLM, SamplingParams  # here: the environment counts when vLLM is imported
+            more["skip_mm_profiling"] = True
+        super().__init__(
+            model,
+            dtype,
+            task.max_length,
+            task.batch_size,
+            tensor_parallel,
+            one_process,
+            limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
+            mm_processor_cache_gb=0,  # every clip comes once
+            enable_prefix_caching=True,  # requests about one clip share its prompt
+            seed=task.seed,
+            **more,
+        )
+        from vllm import SamplingParams  # here: the environment counts when vLLM is imported
         from vllm.model_executor.models.qwen2_5_omni_thinker import create_qwen2_5_omni_thinker_field_factory
         from vllm.sampling_params import StructuredOutputsParams
 
-        self.task = task
         self.sampling, self.structured = SamplingParams, StructuredOutputsParams
         self.fields = create_qwen2_5_omni_thinker_field_factory(task.inputs.processor.video_processor.merge_size)
-        options.setdefault("worker_extension_cls", "migr.engine.vllm.ChecksWeights")
-        self.llm: Any = None
-        try:
-            with (
-                quiet(),
-                warnings.catch_warnings(action="ignore"),
-                _stderr_without(b"NUMA binding"),
-                as_input_error(f"{model}: vLLM cannot load it"),
-            ):
-                self.llm = LLM(
-                    model=model,
-                    load_format="safetensors",  # the other format is pickle, which runs code
-                    generation_config="vllm",  # none of the model's own: `_parameters` says all
-                    trust_remote_code=False,
-                    max_model_len=task.max_length,
-                    max_num_seqs=task.batch_size,
-                    limit_mm_per_prompt={"video": 1, "audio": 1, "image": 0},
-                    mm_processor_cache_gb=0,  # every clip comes once
-                    enable_prefix_caching=True,  # requests about one clip share its prompt
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    seed=task.seed,
-                    **options,
-                )
-            self.check_weights(model)
-        except InputError as error:
-            self.close()
-            if "memory" not in str(error).lower():
-                raise
-            raise InputError(f"{error}; lower vllm_gpu_memory_utilization or max_model_length") from error
-        except BaseException:
-            self.close()  # what a failed load leaves in this process would break the next engine
-            raise
         self._numbers = itertools.count()
-
-    def check_weights(self, model: str) -> None:
-        """Raise InputError if a weight is not finite; names it. What it once computes stays in vLLM's cache."""
-        if damaged := next(filter(None, self.llm.collective_rpc("damaged_weight")), None):
-            raise InputError(f"{model}: the weights of {damaged} are not finite numbers")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
         """Answer the requests in order; a finished one waits for those before it. See `open_engine`.
@@ -213,42 +164,3 @@ class VllmEngine:
             detokenize=False,
             structured_outputs=None if choices is None else self.structured(choice=list(choices)),
         )
-
-    def close(self) -> None:
-        """Stop vLLM and give its memory back."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-        self.llm = None
-        cleanup_dist_env_and_memory()
-        torch.set_num_threads = self._set_threads
-
-
-class ChecksWeights:
-    """What a vLLM worker learns (`worker_extension_cls`)."""
-
-    def damaged_weight(self: Any) -> str | None:
-        """Name of a weight with a value that is not finite."""
-        return damaged_weight(self.get_model().named_parameters())
-
-
-@contextmanager
-def _stderr_without(phrase: bytes) -> Iterator[None]:
-    """Hold standard error back, and write it at the end without the lines that have `phrase`.
-
-    For a message that vLLM's C++ code prints past Python's logging on a CPU, whatever VLLM_CPU_OMP_THREADS_BIND says
-    (tried with 0.31: `nobind` does not end it).
-    """
-    with tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            file.seek(0)
-            os.write(2, b"".join(line for line in file if phrase not in line))

@@ -12,10 +12,11 @@ import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes 
 # isort: split
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from migr.engine.backend import Vllm
 from migr.errors import InputError
 from migr.files.records import read_object
 from migr.judge.base import read_config
-from migr.omni.checks import load_whole
+from migr.omni.checks import check_config, load_whole
 from migr.omni.companions import vllm_environment
 from migr.omni.load import quiet
 from migr.omni.templates import render
@@ -38,7 +39,6 @@ class TextModel:
         self.longest = min(longest, int(read_config(folder).get("max_position_embeddings") or longest))
         self.at_once = engine.batch_size or _AT_ONCE
         self.ends = _ends(folder, self.tokenizer)
-        self._set_threads = torch.set_num_threads  # vLLM's CPU worker replaces it
         installed = find_spec("vllm") is not None
         if engine.engine == "vllm" and not installed:
             raise InputError("vllm is not installed (pip install 'migr[cpu]' or 'migr[gpu]'); or use transformers")
@@ -46,38 +46,20 @@ class TextModel:
         gpu = torch.cuda.is_available()
         dtype: Any = "float32" if engine.dtype == "auto" and not gpu else engine.dtype
         self.model: Any = None
-        with quiet():
-            try:
-                if self.vllm:
-                    vllm_environment(False)
-                    from vllm import LLM  # here: the environment counts when vLLM is imported
-
-                    if not gpu:
-                        _register(read_config(folder).get("architectures") or [])
-                    narrow = {"enforce_eager": True, "enable_chunked_prefill": False}
-                    more: dict[str, Any] = {} if gpu else {**narrow, "max_num_batched_tokens": self.longest}
-                    if gpu:
-                        more["gpu_memory_utilization"] = engine.vllm_gpu_memory_utilization
-                    self.model = LLM(
-                        model=str(folder),
-                        dtype=dtype,
-                        max_model_len=self.longest,
-                        max_num_seqs=4 * self.at_once,
-                        tensor_parallel_size=engine.tensor_parallel,
-                        load_format="safetensors",
-                        trust_remote_code=False,
-                        generation_config="vllm",  # not the model's own sampling
-                        disable_log_stats=True,
-                        use_tqdm_on_load=False,
-                        **more,
-                    )
-                else:
+        try:
+            if self.vllm:
+                check_config(AutoModelForCausalLM, folder, str(folder))
+                if not gpu:
+                    _register(read_config(folder).get("architectures") or [])
+                share: dict[str, Any] = {"gpu_memory_utilization": engine.vllm_gpu_memory_utilization} if gpu else {}
+                at_once = 4 * self.at_once
+                self.model = Vllm(folder, dtype, self.longest, at_once, engine.tensor_parallel, **share)
+            else:
+                with quiet():
                     model = load_whole(AutoModelForCausalLM, folder, str(folder), dtype=dtype)
-                    self.model = model.to(torch.device("cuda" if gpu else "cpu")).eval()  # type: ignore[arg-type]
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
-                if self.vllm:
-                    self.close()  # what a failed load leaves in this process would break the next engine
-                raise InputError(f"judge llm:{folder}: cannot be loaded as a language model ({_line(error)})") from None
+                self.model = model.to(torch.device("cuda" if gpu else "cpu")).eval()  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"judge llm:{folder}: cannot be loaded as a language model ({_line(error)})") from None
 
     def prompt(self, question: str, think: bool) -> str:
         """The chat text of a question, without a template the question itself; `think`: where a model can choose."""
@@ -98,7 +80,7 @@ class TextModel:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=longest, detokenize=False, stop_token_ids=self.ends)
-        outputs = self.model.generate([{"prompt_token_ids": row} for row in ids], parameters, use_tqdm=False)
+        outputs = self.model.llm.generate([{"prompt_token_ids": row} for row in ids], parameters, use_tqdm=False)
         firsts = [output.outputs[0] for output in outputs]
         return [(list(first.token_ids), first.finish_reason == "stop") for first in firsts]
 
@@ -130,14 +112,7 @@ class TextModel:
     def close(self) -> None:
         """Let go of the model."""
         if self.vllm:
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-            if self.model is not None:
-                self.model.llm_engine.engine_core.shutdown()
-            self.model = None
-            cleanup_dist_env_and_memory()
-            torch.set_num_threads = self._set_threads
-            return
+            self.model.close()
         del self.model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -145,7 +120,8 @@ class TextModel:
 
 def _register(architectures: Sequence[str]) -> None:
     """Give vLLM the model's class: it would look at it in a subprocess, where the imports are not mended."""
-    from vllm.model_executor.models.registry import ModelRegistry
+    vllm_environment(False)
+    from vllm.model_executor.models.registry import ModelRegistry  # here: the environment counts at its import
 
     for name in architectures:
         if name in ModelRegistry.models:

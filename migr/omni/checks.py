@@ -93,6 +93,18 @@ def shapes(path: Path) -> Iterator[list[int]]:
         yield from (tensor["shape"] for tensor in header.values())
 
 
+def check_config(kind: Any, folder: str | Path, where: str) -> None:
+    """Refuse a folder whose config.json is none of `kind`, an auto class, or of a larger model than its files hold.
+
+    Raises:
+        InputError: As said; begins with `where`, or with the folder.
+    """
+    with as_input_error(where):
+        config = AutoConfig.from_pretrained(folder, local_files_only=is_local(folder), **OURS_ALONE)
+    if is_local(folder):
+        check_sizes(folder, lambda: kind.from_config(config))
+
+
 def load_whole(kind: Any, folder: str | Path, where: str, **options: Any) -> Any:
     """Load a model of one of transformers' auto classes from a folder, all its weights there and finite, no code run.
 
@@ -100,10 +112,8 @@ def load_whole(kind: Any, folder: str | Path, where: str, **options: Any) -> Any
         InputError: It is no such model; begins with `where`.
     """
     safe: dict[str, Any] = {"local_files_only": is_local(folder), **OURS_ALONE}
-    with as_input_error(where):
-        config = AutoConfig.from_pretrained(folder, **safe)
-    if is_local(folder) and not is_deepspeed_zero3_enabled():
-        check_sizes(folder, lambda: kind.from_config(config))
+    if not is_deepspeed_zero3_enabled():
+        check_config(kind, folder, where)
     with as_input_error(where):
         model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **safe, **options)
     if missing := sorted(report["missing_keys"]):  # transformers fills them with random ones and goes on
@@ -146,9 +156,9 @@ def stored_weights(
 def damaged_weight(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name of the first of the tensors that has a value that is NaN or infinite."""
     for name, tensor in tensors:
-        if tensor.is_meta or not tensor.is_floating_point():
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:  # has no NaN
             continue
         for part in tensor.detach().flatten().split(1 << 24):  # bounds what is needed beside the weights
-            if not torch.isfinite(part).all():
+            if not torch.isfinite(part.half() if part.itemsize == 1 else part).all():  # FP8 must be widened for it
                 return name
     return None

@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from migr.engine.vllm import ChecksWeights
+from migr.engine.backend import ChecksWeights
 from migr.errors import InputError
 from migr.omni.checks import check_finite, damaged_weight
 from migr.rollout.checkpoint import weight_files

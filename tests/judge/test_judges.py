@@ -307,6 +307,22 @@ def test_any_causal_language_model_is_a_judge_whatever_runs_it(text_model, backe
     assert found[1].reply == SAYS["She weeps."]
 
 
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_a_language_model_with_damaged_weights_is_no_judge(text_model, tmp_path, backend):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(text_model, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.gate_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"llm:.*gate_proj\.weight are not finite"):
+        LlmJudge(folder, LABELS, EngineSettings(engine=backend)).judge(["She weeps."])
+    large = {**read_json(folder / "config.json"), "intermediate_size": 1 << 20}
+    (folder / "config.json").write_text(json.dumps(large))
+    with pytest.raises(InputError, match=r"config\.json describes a model of [\d,]+ weights, [\d,]+ are there"):
+        LlmJudge(folder, LABELS, EngineSettings(engine=backend)).judge(["She weeps."])
+
+
 # Endpoints
 
 

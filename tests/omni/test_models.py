@@ -1,6 +1,7 @@
 """Both model families: the whole repository's layout, Qwen3-Omni's inputs, interleaved sound, the real sizes."""
 
 import json
+import math
 import re
 
 import migr.omni  # noqa: F401  (mends the imports of the libraries below, so it comes first)
@@ -24,6 +25,7 @@ from migr.clips.media import Media, MediaSettings
 from migr.engine import Request, open_engine
 from migr.errors import InputError
 from migr.memory.published import PUBLISHED, configuration, without_weights
+from migr.omni.checks import damaged_weight
 from migr.omni.export import export
 from migr.omni.family import FAMILIES, QWEN2_5, QWEN3, family_of
 from migr.omni.inputs import OmniInputs
@@ -448,3 +450,12 @@ SHARE = {
     "Qwen/Qwen2.5-Omni-7B": (40_370_176, 0.0045),
     "Qwen/Qwen3-Omni-30B-A3B-Instruct": (13_369_344, 0.00042),
 }
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float16", "float32"])
+def test_a_weight_that_is_not_finite_is_named_whatever_its_format(name):
+    weights = torch.zeros(3, 5).to(getattr(torch, name))
+    whole = ("packed", torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))  # a format without NaN
+    assert damaged_weight([("a", weights), whole, ("ids", torch.arange(3))]) is None
+    broken = torch.full((2,), math.nan).to(weights.dtype)
+    assert damaged_weight([("a", weights), ("b", broken)]) == "b"
