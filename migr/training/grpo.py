@@ -7,12 +7,13 @@ not, without an error. Rows here carry the number of their clip; the methods bel
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers.decoders import DecodeStream
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -129,12 +130,14 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
         return {key: value.to(self.accelerator.device) for key, value in media.items()}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        ids = []
-        for prompt, row in zip(prompts, self._rows, strict=True):
+        asked = [(prompt[-1]["content"], row) for prompt, row in zip(prompts, self._rows, strict=True)]
+        once: dict[tuple[str, int], list[int]] = {}  # a clip's completions have one prompt
+        for content, row in dict.fromkeys(asked):
             clip = self.clips[row]
-            text = render_prompt(self.omni.processor, prompt[-1]["content"], clip.has_video, clip.has_audio)
+            text = render_prompt(self.omni.processor, content, clip.has_video, clip.has_audio)
             features = self.omni.features(clip) if self.use_vllm else self._tokens(clip)
-            ids.append(self.omni.prompt_ids(text, features))
+            once[content, row] = self.omni.prompt_ids(text, features)
+        ids = [list(once[key]) for key in asked]
         if self.use_vllm:
             return ids, None, {}
         order = list(dict.fromkeys(self._rows))
@@ -197,8 +200,9 @@ class OmniGRPOTrainer(EndsOnce, GRPOTrainer):
         gains = (logps[0] - logps[1]).tolist()
         rows_of_gains: list[Row] = []
         for ids, own in zip(completions, gains, strict=True):
-            parts = (ids[:length] for length in range(len(ids) + 1))
-            ends = [len(text) for text in tokenizer.batch_decode(list(parts), skip_special_tokens=True)]
+            stream = DecodeStream(skip_special_tokens=True)  # a piece of text once all its bytes are there
+            pieces = (stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids)
+            ends = list(accumulate(map(len, pieces), initial=0))
             rows_of_gains.append({"spans": list(pairwise(ends)), "gains": own[: len(ids)]})
         return rows_of_gains
 
