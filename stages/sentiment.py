@@ -58,6 +58,7 @@ def fit_seed(run: RunSettings, network: NetworkSettings, fit: FitSettings, data:
         eval_dataset=Positions(data.splits["valid"]),
         collators=(collators["train"], collators["valid"]),
         dataset=data.dataset,
+        selection_epochs=fit.selection_epochs,
         names=[clip.clip_id for clip in data.splits["train"].clips],
         callbacks=[CompleteMarker(), StopOnNonFiniteGradient(), EarlyStoppingCallback(fit.patience)],
     )
@@ -125,7 +126,8 @@ def main(argv: Sequence[str]) -> None:
     about = {key: data.about.get(key) for key in ("set", "source", "file", "sha256", "published")}
     name = selection(data.dataset)[0]
     about |= {"fusion": network.fusion, "head": network.head, "model": network.model, "modalities": list(data.dims)}
-    about |= {"chosen_on": "valid", "by": name, "test_opened": "once, after the fit"}
+    about |= {"chosen_on": "valid", "by": name, "selection_epochs": fit.selection_epochs}
+    about["test_opened"] = "once, after the fit"
 
     # Training
     for seed in run.seeds:

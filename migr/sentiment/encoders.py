@@ -101,6 +101,7 @@ class SequenceFusion(nn.Module):
             dropout=config.dropout,
             **shape,
         )
+        self.fusion.reading.drop_behind_norm()
 
     def set_scaling(self, scaling: Mapping[str, Mapping[str, list[float]]]) -> None:
         """Take median and scale of each feature from `data.json`."""

@@ -75,6 +75,9 @@ class FitSettings:
 
     num_train_epochs: float = field(default=30.0, metadata={"help": "at most"})
     patience: int = field(default=8, metadata={"help": "epochs without a better valid figure before the fit ends"})
+    selection_epochs: int = field(
+        default=1, metadata={"help": "epochs whose valid figures are averaged to choose one, the last of them"}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "clips a step and process"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "clips at a time"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches a step"})
@@ -94,6 +97,8 @@ class FitSettings:
         self, folder: str, seed: int, figure: str, more_is_better: bool, unused: bool = False
     ) -> Any:
         """transformers' own: the epoch is chosen on valid by this figure; `unused`: some weights get no gradient."""
+        if self.selection_epochs < 1:
+            raise InputError(f"--selection_epochs {self.selection_epochs}: it must be at least 1")
         import migr.omni  # noqa: F401  (mends the imports of transformers, so it comes first)
 
         import torch  # isort: skip
@@ -102,15 +107,14 @@ class FitSettings:
         alone = not torch.accelerator.is_available()
         if alone and self.bf16:
             raise InputError("settings of the fit: bf16 needs a GPU, and there is none; --no-bf16 fits in float32")
-        values = {
-            key: value for key, value in asdict(self).items() if key not in ("patience", "gradient_checkpointing")
-        }
+        ours = ("patience", "selection_epochs", "gradient_checkpointing")
+        values = {key: value for key, value in asdict(self).items() if key not in ours}
         try:
             return TrainingArguments(
                 output_dir=folder,
                 seed=seed,
                 data_seed=seed,
-                metric_for_best_model=figure,
+                metric_for_best_model=figure if self.selection_epochs == 1 else f"{figure}_mean{self.selection_epochs}",
                 greater_is_better=more_is_better,
                 eval_strategy="epoch",
                 save_strategy="epoch",

@@ -1,6 +1,6 @@
 """What transformers' Trainer needs for both heads: batches, frozen weights left out of files, figures on valid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from migr.errors import InputError
 from migr.sentiment.data import Split
 from migr.sentiment.generative import Prompts, PromptWriter
-from migr.sentiment.metrics import figures
+from migr.sentiment.metrics import figures, selection
 from migr.sentiment.sets import SentimentSet
 from migr.training.guards import check_loss
 from migr.training.runs import EndsOnce
@@ -111,17 +111,38 @@ class SentimentTrainer(EndsOnce):
     Args:
         collators: Of train and of valid.
         dataset: Whose figures.
+        selection_epochs: So many are averaged to choose one of them, the last: valid
+            splits are small, and the best of many noisy figures is mostly a lucky one.
         names: Ids of the train clips, for messages.
         **kwargs: As for Trainer.
     """
 
     def __init__(
-        self, *, collators: tuple[Collator, Collator], dataset: SentimentSet, names: Sequence[str], **kwargs: Any
+        self,
+        *,
+        collators: tuple[Collator, Collator],
+        dataset: SentimentSet,
+        names: Sequence[str],
+        selection_epochs: int = 1,
+        **kwargs: Any,
     ) -> None:
         self.valid_collator, self.names = collators[1], names
-        super().__init__(data_collator=collators[0], compute_metrics=metrics_of(dataset), **kwargs)
+        self.dataset, self.selection_epochs = dataset, selection_epochs
+        super().__init__(data_collator=collators[0], compute_metrics=self.figures_of, **kwargs)
         self.label_names = ["target"]
         self.can_return_loss = True
+
+    def figures_of(self, output: EvalPrediction) -> dict[str, float]:
+        """The set's figures; one that is not defined is left out. With the mean that chooses, over several epochs."""
+        predictions = np.asarray(output.predictions, np.float32).reshape(-1)
+        values = figures(self.dataset, predictions, np.asarray(output.label_ids).reshape(-1))
+        columns = {name: value for name, value in values.items() if value is not None}
+        name = selection(self.dataset)[0]
+        if self.selection_epochs > 1 and name in columns:
+            earlier = [row[f"eval_{name}"] for row in self.state.log_history if f"eval_{name}" in row]
+            window = [*earlier[1 - self.selection_epochs :], columns[name]]
+            columns[f"{name}_mean{self.selection_epochs}"] = float(np.mean(window))
+        return columns
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Called by the trainer: valid clips come from their own split."""
@@ -157,14 +178,3 @@ class SentimentTrainer(EndsOnce):
 
     def _load_best_model(self) -> None:
         load_trainable(self.accelerator.unwrap_model(self.model), str(self.state.best_model_checkpoint))
-
-
-def metrics_of(dataset: SentimentSet) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The set's figures for the trainer; one that is not defined is left out."""
-
-    def compute(output: EvalPrediction) -> dict[str, float]:
-        predictions = np.asarray(output.predictions, np.float32).reshape(-1)
-        values = figures(dataset, predictions, np.asarray(output.label_ids).reshape(-1))
-        return {name: value for name, value in values.items() if value is not None}
-
-    return compute

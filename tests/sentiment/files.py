@@ -1,6 +1,7 @@
 """MMSA-shaped content, planted: what the tests of the sentiment field write as pickles."""
 
 import numpy as np
+from scipy.special import ndtr
 
 from migr.sentiment.sets import SETS
 
@@ -17,8 +18,9 @@ def planted(
 
     The score is the mean of two numbers; one is written into the frames of the text, one into those of the audio.
     `dominant`: the one modality that carries the score alone; "either": text or audio, drawn for each clip (a further
-    column, `dominant`), and the other one contradicts it, fainter. `keep_known`: a further column, the best estimate of
-    the score from the frames alone, by someone who knows how they were drawn.
+    column, `dominant`), and the other one contradicts it, fainter. `keep_known`: further columns, estimates of
+    the score from the frames alone by someone who knows how they were drawn: `known`, a plain one, and `exact`, the
+    posterior's median on the grid of the scores, than which none has a smaller MAE.
     """
     rng = np.random.default_rng(seed)
     bound = 1.0 if sims else 3.0
@@ -35,7 +37,7 @@ def planted(
         else:
             truth = (parts["text"] + parts["audio"]) / 2 if dominant is None else parts[dominant]
         score = np.clip(np.round((truth + noise * rng.normal(size=count) * bound / 3) * 5) / 5, -bound, bound)
-        estimates = {}
+        estimates, precisions = {}, {}
         for name, (length, dim) in shapes.items():
             longest = shapes["text"][0] if aligned else length
             own = rng.integers(max(2, longest // 2), longest + 1, count)
@@ -43,14 +45,16 @@ def planted(
             for i, n in enumerate(own):
                 frames[i, n:] = 0
             direction = directions[name] * 3 / bound
-            sums = (frames @ direction).sum(1) / (own * (direction @ direction))
-            # a uniform prior cut at ±bound, which barely matters: the estimate is kept within it
-            estimates[name] = np.clip(sums, -bound, bound)
+            precisions[name] = own * (direction @ direction)
+            estimates[name] = (frames @ direction).sum(1) / precisions[name]
             columns[name] = frames.astype(np.float32 if name == "text" else np.float64)
             columns[f"{name}_lengths"] = own.tolist()
         if keep_known:
-            known = (estimates["text"] + estimates["audio"]) / 2 if dominant is None else estimates[dominant]
-            columns["known"] = known
+            parts = ("text", "audio") if dominant is None else (dominant,)
+            # a uniform prior cut at ±bound, which barely matters: the plain estimate is kept within it
+            columns["known"] = np.mean([np.clip(estimates[name], -bound, bound) for name in parts], 0)
+            known = [(estimates[name], precisions[name]) for name in parts]
+            columns["exact"] = posterior_median(known, bound, noise * bound / 3)
         mask = np.arange(shapes["text"][0]) < np.array(columns.pop("text_lengths"))[:, None]
         columns["text_bert"] = np.stack([mask * 7, mask, mask * 0], 1).astype(np.float32)
         if aligned:
@@ -67,6 +71,25 @@ def planted(
                 columns[f"regression_labels_{letter}"] = np.round(parts[name] * 5) / 5
         table[split] = columns
     return table
+
+
+def posterior_median(known, bound, noise, places=301):
+    """Median (n,) of a score on the grid of fifths: the rounded mean of numbers, uniform in ±bound, plus normal noise.
+
+    `known`: of each number a normal estimate (n,) and its precision (n,). By sums over grids of `places`.
+    """
+    values = np.linspace(-bound, bound, places)
+    size = len(known) * (places - 1) + 1  # the grid of the sum
+    spectrum = 1.0
+    for estimate, precision in known:
+        exponent = -0.5 * precision[:, None] * (estimate[:, None] - values) ** 2
+        weights = np.exp(exponent - exponent.max(1, keepdims=True))
+        spectrum = spectrum * np.fft.rfft(weights / weights.sum(1, keepdims=True), 2 * size)
+    truth = np.fft.irfft(spectrum, 2 * size)[:, :size].clip(0)
+    grid = np.round(np.arange(-round(bound * 5), round(bound * 5) + 1) / 5, 1)
+    edges = (grid[1:] + grid[:-1]) / 2
+    below = ndtr((edges - np.linspace(-bound, bound, size)[:, None]) / noise)
+    return grid[(truth @ below < 0.5).sum(1)]
 
 
 def tiny_lm(folder, family="qwen2", hidden=64, layers=2, seed=0):

@@ -90,6 +90,21 @@ def test_neither_the_batch_nor_padding_changes_an_answer(folder, case):
         assert torch.allclose(whole.log_p, torch.cat([one.log_p for one in alone]), atol=1e-4)
 
 
+def test_dropout_does_not_change_the_scale_of_tokens(folder):
+    data = SentimentData(folder / "data")
+    batch = Collator(data.splits["train"], data.dataset)(range(24))
+    net = SequenceFusion(SequenceConfig(data.dims, 1, "dual-gate", "attention", 16, 1, 0.4))
+    for layers in net.fusion.reading.project.values():
+        layers[0].p = 0.0  # only what stands around the norm
+    with torch.no_grad():
+        tokens, present = net.eval().encode(batch["frames"], batch["lengths"]), net.visible(batch["lengths"])
+        fitted = net.fusion.reading(tokens, present)[0]
+        net.train()
+        drawn = torch.stack([net.fusion.reading(tokens, present)[0] for _ in range(400)])
+    assert (drawn == 0).double().mean() > 0.3
+    assert ((drawn.mean(0) * fitted).sum() / fitted.square().sum()).item() == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("case", HEADS[:4], ids=" ".join)
 def test_importance_is_a_share_and_absent_modalities_have_none(folder, case):
     model, _, collator = head(folder, case)
