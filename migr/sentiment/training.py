@@ -1,6 +1,7 @@
 """What transformers' Trainer needs for both heads: batches, frozen weights left out of files, figures on valid."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ class SentimentTrainer(EndsOnce):
     Args:
         collators: Of train and of valid.
         dataset: Whose figures.
-        selection_epochs: So many are averaged to choose one of them, the last: valid
-            splits are small, and the best of many noisy figures is mostly a lucky one.
+        selection_epochs: So many are averaged to choose the last of them: valid splits are small, and the best of many
+            noisy figures is mostly a lucky one.
         names: Ids of the train clips, for messages.
         **kwargs: As for Trainer.
     """
@@ -129,6 +130,7 @@ class SentimentTrainer(EndsOnce):
         self.valid_collator, self.names = collators[1], names
         self.dataset, self.selection_epochs = dataset, selection_epochs
         super().__init__(data_collator=collators[0], compute_metrics=self.figures_of, **kwargs)
+        self.model.register_load_state_dict_post_hook(_miss_frozen)
         self.label_names = ["target"]
         self.can_return_loss = True
 
@@ -173,8 +175,20 @@ class SentimentTrainer(EndsOnce):
         save_trainable(self.accelerator.unwrap_model(self.model), folder)
         torch.save(self.args, folder / "training_args.bin")
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:  # the trainer asks for this only where the whole model is PEFT's
+            save = type(self.model_wrapped).save_checkpoint
+            self.model_wrapped.save_checkpoint = partial(save, self.model_wrapped, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trainable(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         load_trainable(self.accelerator.unwrap_model(self.model), str(self.state.best_model_checkpoint))
+
+
+def _miss_frozen(model: torch.nn.Module, keys: Any) -> None:
+    """Weights that do not learn are in no checkpoint; DeepSpeed reads its own strictly."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]

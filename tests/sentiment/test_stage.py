@@ -1,12 +1,14 @@
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -118,6 +120,35 @@ def test_two_processes_learn_what_one_learns(config, fits, alone, tmp_path):
             done, same = (json.loads((path / "done.json").read_text()) for path in (folder, other))
             assert same["epoch"] == done["epoch"] and same["valid"] == pytest.approx(done["valid"], abs=2e-2)
             assert same["test"]["main"]["MAE"] == pytest.approx(done["test"]["main"]["MAE"], abs=2e-3)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_fit_under_zero2_that_was_killed_ends_bit_identical_and_writes_no_frozen_weights(fits, tmp_path):
+    launcher = two_processes("zero2_cpu.yaml")
+    script = [ROOT / "stages" / "sentiment.py", *fits["egmf"], "--num_train_epochs", "4", "--save_total_limit", "10"]
+    start(tmp_path, [*launcher, *script, "--out", tmp_path / "whole"])
+    whole, cut = tmp_path / "whole" / "seed-1111", tmp_path / "cut" / "seed-1111"
+    command = [*map(str, launcher), *map(str, script), "--out", str(cut.parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    with (tmp_path / "killed.log").open("w") as log:
+        killed = psutil.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    while killed.poll() is None and not list(cut.glob("checkpoint-*/complete")):
+        time.sleep(0.01)
+    for process in (*killed.children(recursive=True), killed):  # workers have sessions of their own
+        process.kill()
+    psutil.wait_procs([killed])
+    assert list(cut.glob("checkpoint-*/complete")) and not (cut / "done.json").exists()
+    assert "going on from step" in start(tmp_path, command)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert any("lora" in name for name in one) and all(torch.equal(one[name], other[name]) for name in one)
+    assert (whole / "predictions.csv").read_bytes() == (cut / "predictions.csv").read_bytes()
+    path = next(whole.glob("checkpoint-*/global_step*/mp_rank_00_model_states.pt"))
+    states = torch.load(path, weights_only=False)
+    weights = {name for name in states["module"] if name.endswith("weight")}
+    assert any("lora" in name for name in weights) and not any(".base_layer." in name for name in weights)
+    assert not states.get("frozen_param_fragments")
 
 
 @pytest.mark.parametrize("fusion", ["dual-gate", "experts"])
