@@ -43,8 +43,8 @@ class Reading(nn.Module):
         """Move each projection's dropout behind its normalisation, before anything is learned.
 
         In front, its noise is part of what the norm divides by while the network learns and no longer afterwards, so
-        that all tokens, and scores with them, come out too large ("variance shift", arXiv 1801.05134; classes hardly
-        notice).
+        that all tokens, and scores with them, come out too large ("variance shift", arXiv 1801.05134). Not the order
+        of networks that are stored.
         """
         for layers in self.project.values():
             layers[3], layers[4] = layers[4], layers[3]
