@@ -130,7 +130,7 @@ class SentimentTrainer(EndsOnce):
         self.valid_collator, self.names = collators[1], names
         self.dataset, self.selection_epochs = dataset, selection_epochs
         super().__init__(data_collator=collators[0], compute_metrics=self.figures_of, **kwargs)
-        self.model.register_load_state_dict_post_hook(_miss_frozen)
+        kwargs["model"].register_load_state_dict_post_hook(_miss_frozen)
         self.label_names = ["target"]
         self.can_return_loss = True
 
@@ -177,8 +177,8 @@ class SentimentTrainer(EndsOnce):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:  # the trainer asks for this only where the whole model is PEFT's
-            save = type(self.model_wrapped).save_checkpoint
-            self.model_wrapped.save_checkpoint = partial(save, self.model_wrapped, exclude_frozen_parameters=True)
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -47,6 +47,7 @@ class Reading(nn.Module):
         of networks that are stored.
         """
         for layers in self.project.values():
+            assert isinstance(layers, nn.Sequential)
             layers[3], layers[4] = layers[4], layers[3]
 
     @torch.no_grad()
