@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[Row], bool]] = {
     "Other base models": lambda row: row["base"] != "demo",
 }
 REMEDIES = ("reordered", "rewritten", "apart")
+WITH_EVIDENCE = {"all": "evidence", "plain": "plain and evidence"}  # rewards -> the same and the reward `evidence`
 KEY = ("base", "size", "coherence", "rewards", "targets")
 INTRO = """# Drift: when does the order of an explanation matter?
 
@@ -69,6 +70,11 @@ clip shows (`--mistakes 0.5`). A model that learns to follow them can only follo
 
 | q | seed | pull on the next segment | like the own first | pull on the answer |
 |---|---|---|---|---|"""
+CHANGES = """## What each remedy changes
+
+Inconsistent among correct, paired over clips: of other targets against video-first ones at the same coherence and
+rewards, of rewards against none, of the reward `evidence` against the same rewards without it.
+"""
 HOW = """## The rule
 
 1. Measure your targets: `python eval/drift.py --targets targets.jsonl --clips clips.jsonl --out OUT` (coherence).
@@ -139,12 +145,15 @@ def benefit(ours: Sequence[Path], others: Sequence[Path]) -> Row:
 
 
 def benefits(rows: Sequence[Row], run: Path) -> Iterator[Row]:
-    """Each remedy against video-first at the same coherence, and rewards against none with the same targets."""
+    """Each remedy against video-first at the same coherence and rewards; rewards against none, and the reward
+    `evidence` against the same rewards without it, with the same targets."""
     by_key: dict[tuple[Any, ...], dict[int, Row]] = {}
     for row in rows:
         by_key.setdefault(tuple(row[name] for name in KEY), {})[row["seed"]] = row
     for (base, size, coherence, rewards, targets), plain in by_key.items():
         others = {"rewards": (base, size, coherence, "all", targets)} if rewards == "none" else {}
+        if rewards in WITH_EVIDENCE:
+            others["evidence"] = (base, size, coherence, WITH_EVIDENCE[rewards], targets)
         if targets == "video-first":
             for kind in (*REMEDIES, "random", "least-first"):
                 others[kind] = (base, size, 0.0 if kind == "apart" else coherence, rewards, kind)
@@ -278,13 +287,8 @@ def write(rows: Sequence[Row], planned: int, run: Path, out: Path) -> None:
         for title, belongs in PARTS.items():
             if part := [row for row in rows if belongs(row)]:
                 lines += [f"## {title}", "", *table(part), ""]
-        lines += [
-            "## What each remedy changes",
-            "",
-            "Inconsistent among correct, against video-first targets at the same",
-        ]
-        lines[-1] += " coherence and rewards (for rewards: against none with the same targets); paired, over clips."
-        lines += ["", "| base | size | q | rewards | targets | remedy | seeds | change |", "|---" * 8 + "|"]
+        lines += [CHANGES]
+        lines += ["| base | size | q | rewards | targets | remedy | seeds | change |", "|---" * 8 + "|"]
         for row in gains:
             cells = (*(row[name] for name in ("base", "size", "coherence", "rewards", "targets", "remedy")),)
             lines.append(f"| {' | '.join(map(str, (*cells, len(row['seeds']), _points(row))))} |")

@@ -110,19 +110,17 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
     for seed in (1, 2):
         (bases / f"seed{seed}" / "clips").mkdir(parents=True)
         write_jsonl(bases / f"seed{seed}" / "clips" / "clips.jsonl", clips)
+    evidence = Cell(1, "demo", 0.6, "video-first", "400 x 6", "evidence")
+    written(run, evidence, 3, 0.5)
     mistaken = Cell(1, "demo", 0.6, "mistaken", "400 x 6", "none")
     written(run, mistaken, 40, 0.25)
-    chosen = [
-        *every,
-        rewarded,
-        mistaken,
-        Cell(3, "demo", 0.0, "video-first", "400 x 6", "none"),
-    ]  # the last is not there yet
+    chosen = [*every, rewarded, evidence, mistaken]
+    chosen.append(Cell(3, "demo", 0.0, "video-first", "400 x 6", "none"))  # is not there yet
     rows = drift_report.collect(chosen, run, bases)
-    assert len(rows) == 14 and all(row["same_next"] is None for row in rows)  # of two clips
+    assert len(rows) == 15 and all(row["same_next"] is None for row in rows)  # of two clips
     drift_report.write(rows, len(chosen), run, run / "drift.md")
     page = (run / "drift.md").read_text()
-    assert "Run so far: 14 of 15 models" in page and "![benefit of each remedy](img/drift.png)" in page
+    assert "Run so far: 15 of 16 models" in page and "![benefit of each remedy](img/drift.png)" in page
     rule = {
         line.split(" | ")[0]: line
         for line in page[page.index("## The rule") : page.index("![")].splitlines()
@@ -137,6 +135,8 @@ def test_the_page_says_which_remedy_helps_at_which_coherence(tmp_path):
     low, high = gain["difference_ci95"]
     assert gain["difference"] == pytest.approx(-0.25) and low < -0.25 < high < 0 and gain["seeds"] == [1, 2]
     assert gain["pull_next"] == pytest.approx(0.6)
+    (extra,) = (r for r in results["benefits"] if r["remedy"] == "evidence")
+    assert extra["rewards"] == "all" and extra["difference"] == pytest.approx(0.02)  # against all without it
     assert (run / "img" / "drift.png").stat().st_size > 5000
 
 
