@@ -232,7 +232,7 @@ def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     main = [row for row in rows if (row["base"], row["size"], row["rewards"]) == ("demo", "400 x 6", "none")]
     for axis, figure_name in zip(axes, ("headline", "pull_next_audio"), strict=False):
-        for kind in ("video-first", "reordered", "rewritten", "apart", *MISTAKES):
+        for kind in ("video-first", *REMEDIES, *(MISTAKES if figure_name != "headline" else ())):
             values: dict[float, list[float]] = {}
             for row in main:
                 if row["targets"] == kind and row[figure_name] is not None:
