@@ -1,6 +1,6 @@
 r"""Stage 2, importance: fit a fusion network on the labels; say which modality carries each clip's emotion, how surely.
 
-    python stages/importance.py --clips runs/demo/clips/clips.jsonl --model runs/demo/describe/model \
+    python stages/importance.py --clips runs/demo/clips/clips.jsonl --model stages/demo/model \
         --out runs/demo/importance
 
 Reads the clips through the model's own video and audio towers (a transcript through its language model), fits a small

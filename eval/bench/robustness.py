@@ -1,7 +1,7 @@
 r"""Robustness of the fusion networks on the planted benchmark: growing noise in one modality, or one missing.
 
     python stages/demo/demo.py --run runs/demo --upto importance
-    python eval/bench/robustness.py --run runs/demo --out runs/demo/robustness
+    python eval/bench/robustness.py --run runs/demo --model stages/demo/model --out runs/demo/robustness
 
 Fits each way of fusing on the run's train clips as they are, then draws test clips again, from the same numbers, with
 one modality's quality multiplied by 1 - level (more blur, noise and muffling in the mp4 itself), and scores them
@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a demo's run that has reached importance")
+    parser.add_argument("--model", type=Path, required=True, help="the base model of that run")
     parser.add_argument("--out", type=Path, required=True, help="folder for clips, features and results")
     parser.add_argument("--split", default="test", help="which clips are made noisy")
     parser.add_argument("--limit", type=int, default=280, help="how many of them (a multiple of 14 is balanced)")
@@ -149,11 +150,7 @@ def main() -> None:
     before = read_json(args.run / "importance" / "summary.json")["config"]
     media = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "max_seconds", "backend")
     settings = MediaSettings(**{name: before[name] for name in media})
-    data, model, labels = (
-        read_json(args.run / "clips" / "data.json"),
-        args.run / "describe" / "model",
-        label_set("dfew"),
-    )
+    data, model, labels = read_json(args.run / "clips" / "data.json"), args.model, label_set("dfew")
 
     # Data
     manifest, cache = args.run / "clips" / "clips.jsonl", args.run / "cache"

@@ -4,7 +4,8 @@
         --out runs/drift/video-first.jsonl
 
 The second description follows the first one's emotion with probability `--coherence`, else its own
-(`migr/planted/annotators.py`). `--written dominant-first` is an annotator who begins with the clearer modality.
+(`migr/planted/annotators.py`). `--written dominant-first` is an annotator who begins with the clearer modality. The
+demo's own targets come from one who describes each modality for itself and errs as captions do (`--caption_errors`).
 """
 
 from collections import Counter

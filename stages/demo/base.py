@@ -1,17 +1,16 @@
-"""Stage 0 of the demo, base: a tiny Qwen2.5-Omni with random weights, and what it must learn to stand for a real one.
+"""How the demo's base model is made: a tiny Qwen2.5-Omni with random weights, and what it must learn.
 
     python stages/demo/base.py --data runs/demo/clips --out runs/demo/base
 
-Writes a model folder in the layout of the real repository, two sets of targets for `stages/sft.py` with `lora_r: 0`,
-and reasoning to start from. `perceive.jsonl`: name the emotion of the face, of the voice, of the clip.
+Writes a model folder in the layout of the real repository, and two sets of targets for `stages/sft.py` with
+`lora_r: 0`. `perceive.jsonl`: name the emotion of the face, of the voice, of the clip.
 `describe.jsonl`: describe one modality; answer directly; put given text into the tags. A real MLLM knows all this;
 without it there is no effect to study, because the answer can only copy the text.
 
-`reasoning.jsonl` holds the same descriptions, for the targets of the train clips. They are captions, and err as
-captions do: of some emotions they tell another one's signs every second time (`CAPTION_ERRORS`), while the answer is
-always right. So model and targets see more than they say. All captions are worded alike, so that a million weights can
-learn in minutes which signs to name; the truth is in the benchmark's own `reasoning.jsonl`. With your own Qwen2.5-Omni,
-skip this stage.
+The descriptions are captions, and err as captions do: of some emotions they tell another one's signs every second time
+(`CAPTION_ERRORS`), while the answer is always right. So the model sees more than it says. All captions are worded
+alike, so that a million weights can learn in minutes which signs to name; the truth is in the benchmark's own
+`reasoning.jsonl`.
 
 With `--coherence q` the model also learns to describe both modalities in one go, the second after the first one's
 emotion with probability q. `stages/demo/annotate.py` writes reasoning of coherent annotators.
@@ -90,7 +89,6 @@ def main() -> None:
     # Save
     write_jsonl(args.out / "perceive.jsonl", perceive)
     write_jsonl(args.out / "describe.jsonl", describe)
-    write_jsonl(args.out / "reasoning.jsonl", captions)
     write_json(done, {"digest": key, "seed": args.seed})
     print(f"base: untrained model, {len(perceive)} targets to perceive and {len(describe)} to describe -> {args.out}")
 

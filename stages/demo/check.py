@@ -1,6 +1,6 @@
 r"""Does a model see and hear at all? Its direct answers, before anything is compared that rests on them.
 
-    python stages/demo/check.py --clips runs/demo/clips/clips.jsonl --model runs/demo/describe/model \
+    python stages/demo/check.py --clips runs/demo/clips/clips.jsonl --model stages/demo/model \
         --out runs/demo/check.json --least 0.9
 
 Asks for the emotion of each validation clip without any reasoning, and for that of each clip with one modality alone.

@@ -3,6 +3,10 @@
     python stages/demo/demo.py                          two variants, one seed, and two models more -> runs/demo
     python stages/demo/demo.py --run runs/small --small a few clips and steps: a smoke test of every part
     python stages/demo/demo.py --experiment             four variants, three seeds  -> runs/experiment, docs/results.md
+    python stages/demo/demo.py --train_base --upto describe --run runs/base     how stages/demo/model was made
+
+The demo begins as you will, with a model that can see, hear and describe: a tiny Qwen2.5-Omni in `stages/demo/model`.
+The experiment trains one for each seed, as `--train_base` does.
 
 Every step is one of the commands of the README, with its own file or folder as output; a step whose output is there is
 passed over, so a rerun is quick and an interrupted run goes on; if it was made with other settings, that is an error.
@@ -37,6 +41,7 @@ STAGES = (
     "base",
     "perceive",
     "describe",
+    "captions",
     "importance",
     "targets",
     "sft",
@@ -50,10 +55,19 @@ NEEDS = {"sft": "targets", "grpo": "sft", "evaluation": "export", "explain": "ex
 ORDERS = ("video-first", "rewritten")  # targets of the two models that show when the order matters
 COHERENCE = 0.6  # of their annotator
 PERCEIVES = 0.9  # share of validation clips that the base must name directly before anything rests on it
+TRAIN = ["--train", "1050"]  # clips, where no base is trained; with them, stages/data.py's 2,100
 
 
-def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) -> list[Step]:
-    """All steps of a run in order; steps of one stage do not depend on each other."""
+def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False, train_base: bool = False) -> list[Step]:
+    """All steps of a run in order; steps of one stage do not depend on each other.
+
+    Args:
+        run: The run's folder.
+        seed: Draws the clips and the training.
+        variants: Which of VARIANTS to train.
+        small: A few clips and two steps a stage.
+        train_base: Train a base model on the run's clips in place of taking the one that is there.
+    """
     plan: list[Step] = []
 
     def add(name: str, output: Path, script: str, *extra: str, **flags: object) -> None:
@@ -66,18 +80,21 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         add(name, output / "done.json", script, *extra, **shared, **flags, output_dir=output)
 
     data, base, judge, manifest = run / "clips", run / "base", run / "judge", run / "clips" / "clips.jsonl"
-    model, importance = run / "describe" / "model", run / "importance" / "importance.jsonl"
+    model, importance = models.base_model(run, train_base), run / "importance" / "importance.jsonl"
     media = {"cache_dir": run / "cache"}  # how clips are read, the model's folder says
     orders = list(dict.fromkeys(VARIANTS[variant][0] for variant in variants))
 
-    sizes = SMALL["data"] if small else []
+    sizes = SMALL["data"] if small else [] if train_base else TRAIN
     add("data", data / "data.json", "stages/data.py", *sizes, source="planted", out=data, seed=seed)
     fit, check = data / "judge_fit.jsonl", data / "judge_check.jsonl"
     add("judge", judge / "accuracy.json", "stages/demo/judge.py", fit=fit, check=check, out=judge)
-    add("base", base / "base.json", "stages/demo/base.py", data=data, out=base, seed=seed)
-    sees = run / "perceive" / "model"
-    train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
-    train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
+    if train_base:
+        add("base", base / "base.json", "stages/demo/base.py", data=data, out=base, seed=seed)
+        sees = run / "perceive" / "model"
+        train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
+        train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
+    captions = run / "captions.jsonl"
+    add("captions", captions, "stages/demo/annotate.py", clips=manifest, caption_errors=0.5, seed=seed, out=captions)
     least = 0 if small else PERCEIVES
     check_flags = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
     add("importance/check", run / "check.json", "stages/demo/check.py", **check_flags, **media)  # beside it
@@ -94,7 +111,7 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False) ->
         **media,
     )
     for order in orders:
-        files = {"clips": manifest, "reasoning": base / "reasoning.jsonl", "importance": importance}
+        files = {"clips": manifest, "reasoning": captions, "importance": importance}
         path = run / "targets" / f"{order}.jsonl"
         add(f"targets/{order}", path, "stages/targets.py", **files, order=order, out=path)
     for order in orders:
@@ -122,15 +139,17 @@ def make(
     seed: int = SEED,
     variants: Sequence[str] = ("baseline", "migr"),
     small: bool = False,
+    train_base: bool = False,
 ) -> Path:
     """Bring a run up to a stage, passing over what is there; returns the run's folder.
 
     Args:
         upto: The last stage to run (one of STAGES).
         run: The run's folder; `runs/demo` of the project if None.
-        seed: Draws the clips, the base model and the training.
+        seed: Draws the clips, the training, and the base model if it is trained.
         variants: Which of VARIANTS to train.
         small: A few clips and two steps a stage.
+        train_base: Train a base model, too.
 
     Raises:
         InputError: A step failed, another process makes the same files, or what is there was made with other settings.
@@ -139,7 +158,8 @@ def make(
         raise InputError("the demo's data are made by one process: --num_processes 1, or run `make demo` first")
     run = run or ROOT / "runs" / "demo"
     stages = STAGES[: STAGES.index(upto) + 1]
-    run_plan([step for step in steps(run, seed, variants, small) if step.stage in stages], stages, run)
+    plan = steps(run, seed, variants, small, train_base)
+    run_plan([step for step in plan if step.stage in stages], stages, run)
     return run
 
 
@@ -176,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the demo (default {SEED})")
     parser.add_argument("--small", action="store_true", help="a few clips and steps: a smoke test")
     parser.add_argument("--experiment", action="store_true", help="four variants on three seeds, then docs/results.md")
+    parser.add_argument("--train_base", action="store_true", help="train the base model, too (nine minutes more)")
     parser.add_argument("--upto", choices=STAGES, default="evaluation", help="stop after this stage")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, help="what to train (default baseline migr; for --experiment all)"
@@ -199,12 +220,13 @@ def main() -> None:
         run = args.run or ROOT / "runs" / "experiment"
         for seed in SEEDS:
             print(f"seed {seed}")
-            make("evaluation", run / f"seed{seed}", seed, variants, args.small)
+            make("evaluation", run / f"seed{seed}", seed, variants, args.small, train_base=True)
             summary.write(run / f"seed{seed}", variants)
         runs = {seed: run / f"seed{seed}" for seed in SEEDS}
         summary.write_results(runs, variants, ROOT / "docs" / "results.md")
         return
-    run = make(args.upto, (args.run or ROOT / "runs" / "demo").resolve(), args.seed, variants, args.small)
+    run = (args.run or ROOT / "runs" / "demo").resolve()
+    make(args.upto, run, args.seed, variants, args.small, args.train_base)
     if args.upto == "evaluation":
         orders = make_orders(run, args.seed, args.small) if args.order else []
         summary.write(run, variants, orders)

@@ -131,7 +131,7 @@ def main() -> None:
         seed_cells = [cell for cell in selection if cell.seed == seed]
         print(f"seed {seed}: {len(seed_cells)} models")
         base_run, folder = bases / f"seed{seed}", run / f"seed{seed}"
-        make("importance", base_run, seed, ["migr"], args.small)
+        make("importance", base_run, seed, ["migr"], args.small, train_base=True)
         run_plan(steps(base_run, folder, seed_cells, args.small), STAGES, folder, BASE=base_run)
     every = list(cells(grid))
     rows = drift_report.collect(every, run, bases)

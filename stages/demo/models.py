@@ -43,6 +43,7 @@ STAGES = (
     *("base", "perceive", "describe", "texts", "targets", "coherence"),
     *("sft", "grpo", "export", "evaluation", "drift"),
 )
+SHIPPED = ROOT / "stages" / "demo" / "model"  # a base that is there already, of seed 6
 DRIFT_CLIPS = 140  # of the 560 test clips: drift takes nine generations and passes a clip
 
 
@@ -73,6 +74,11 @@ class Cell:
         return f"{self.sft}-{self.rewards}".replace(" ", "-")
 
 
+def base_model(run: Path, trained: bool) -> Path:
+    """The model folder that a run of the demo rests on: trained in it, or the one that is there already."""
+    return run / "describe" / "model" if trained else SHIPPED
+
+
 def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False) -> list[Step]:
     """All steps for these cells of one seed, in order; steps of one stage do not depend on each other.
 
@@ -100,7 +106,7 @@ def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False
         return out
 
     for cell in models:
-        seed, model = cell.seed, base_run / "describe" / "model"
+        seed, model = cell.seed, base_model(base_run, (base_run / "describe").exists())
         if flags := BASES[cell.base]:
             folder = run / "base" / cell.base
             data = {"data": base_run / "clips", "out": folder, "seed": seed}

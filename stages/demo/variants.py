@@ -1,7 +1,7 @@
 """Variants of the planted benchmark: graded clarity, transcripts, sentiment (`migr/planted/variants.py`).
 
     python stages/demo/variants.py --kind text --out runs/text --seed 101
-    python stages/importance.py --clips runs/text/clips.jsonl --model runs/demo/describe/model --out runs/text/found
+    python stages/importance.py --clips runs/text/clips.jsonl --model stages/demo/model --out runs/text/found
 
 Writes clips and their manifest `clips.jsonl`; clips that are there already are kept.
 """

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from migr.errors import InputError
 from stages.demo.demo import make
+from stages.demo.models import SHIPPED
 from stages.demo.runner import Step, check_settings, step_digest
 
 ROOT = Path(__file__).parents[2]
@@ -47,13 +49,13 @@ def test_results_hold_what_the_contract_says(run):
         assert judged <= 14
     assert 0 <= results["importance"]["accuracy"] <= 1 and results["base"]["all"]["n"] == 14
     assert all(judge["n"] == 700 for judge in results["judges"].values()) and len(results["judges"]) == 2
-    assert {"data", "perceive", "sft/video-first", "grpo/migr", "evaluation/migr"} <= set(results["seconds"])
+    assert {"data", "captions", "sft/video-first", "grpo/migr", "evaluation/migr"} <= set(results["seconds"])
 
 
 def test_a_rerun_reuses_what_is_there(run, tmp_path):
     start = time.monotonic()
     again = demo(run[0], tmp_path, "--no-order")
-    assert again.returncode == 0 and again.stdout.count("there already") == 11, again.stdout
+    assert again.returncode == 0 and again.stdout.count("there already") == 9, again.stdout
     assert time.monotonic() - start < 60
 
 
@@ -106,6 +108,8 @@ def test_robustness_of_every_fusion(run, tmp_path):
         str(ROOT / "eval/bench/robustness.py"),
         "--run",
         str(run[0]),
+        "--model",
+        str(ROOT / "stages/demo/model"),
         "--out",
         str(tmp_path / "out"),
     ]
@@ -119,6 +123,23 @@ def test_robustness_of_every_fusion(run, tmp_path):
         assert len(cases) == 11 and cases["video missing"]["dominant"] is None
         assert all(0 <= row["label"] <= 1 for row in cases.values() if row["label"] is not None)
     assert (tmp_path / "out" / "robustness.png").stat().st_size > 10_000
+
+
+def test_the_base_that_is_there_is_what_training_one_would_write(tmp_path):
+    """Its tokenizer and shapes are still those of the code; a short training writes the same files."""
+    done = demo(tmp_path / "run", tmp_path, "--train_base", "--upto", "describe")
+    assert done.returncode == 0, done.stdout + done.stderr
+    new = tmp_path / "run" / "describe" / "model"
+    assert {path.name for path in new.iterdir()} - {path.name for path in SHIPPED.iterdir()} == {"spk_dict.pt"}
+    for name in ("tokenizer.json", "chat_template.jinja", "migr.json"):
+        assert (new / name).read_text() == (SHIPPED / name).read_text(), name
+    weights = [load_file(folder / "model.safetensors") for folder in (new, SHIPPED)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][name].shape == weights[1][name].shape for name in weights[0])
+
+
+def test_the_base_that_is_there_sees_and_hears(run):
+    assert json.loads((run[0] / "check.json").read_text())["all"]["right"] >= 0.85
 
 
 def test_several_processes_do_not_make_the_same_files(tmp_path, monkeypatch):
