@@ -46,15 +46,14 @@ GRID: dict[str, dict[str, Sequence[Any]]] = {  # the order in which it is worth 
         "base": ("demo",),
         "coherence": (0.6,),
         "targets": ("random", "least-first", "apart video-first"),
-        "rewards": ("none", "all"),
     },
     "evidence": {
         **_SFT,
         "seed": SEEDS,
         "base": ("demo",),
         "coherence": (0.6,),
-        "targets": ("video-first", "reordered"),
-        "rewards": ("evidence", "plain", "plain and evidence"),
+        "targets": ("video-first",),
+        "rewards": ("evidence",),
     },
     "sizes": {
         **_SFT,
@@ -69,7 +68,7 @@ GRID: dict[str, dict[str, Sequence[Any]]] = {  # the order in which it is worth 
         "seed": SEEDS,
         "base": ("true", "coherent"),
         "coherence": (0.0, 0.6),
-        "targets": ("video-first", "reordered", "rewritten"),
+        "targets": ("video-first", "reordered", "rewritten", "apart"),
     },
 }
 TINY = {"main": {**GRID["main"], "seed": SEEDS[:1], "coherence": (0.6,), "targets": ("video-first", "apart")}}

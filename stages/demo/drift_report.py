@@ -37,7 +37,6 @@ PARTS: dict[str, Callable[[Row], bool]] = {
     "Other base models": lambda row: row["base"] != "demo",
 }
 REMEDIES = ("reordered", "rewritten", "apart")
-WITH_EVIDENCE = {"all": "evidence", "plain": "plain and evidence"}  # rewards -> the same and the reward `evidence`
 KEY = ("base", "size", "coherence", "rewards", "targets")
 INTRO = """# Drift: when does the order of an explanation matter?
 
@@ -73,7 +72,7 @@ clip shows (`--mistakes 0.5`). A model that learns to follow them can only follo
 CHANGES = """## What each remedy changes
 
 Inconsistent among correct, paired over clips: of other targets against video-first ones at the same coherence and
-rewards, of rewards against none, of the reward `evidence` against the same rewards without it.
+rewards, of rewards against none, of the reward `evidence` beside all others against all others.
 """
 HOW = """## The rule
 
@@ -146,14 +145,14 @@ def benefit(ours: Sequence[Path], others: Sequence[Path]) -> Row:
 
 def benefits(rows: Sequence[Row], run: Path) -> Iterator[Row]:
     """Each remedy against video-first at the same coherence and rewards; rewards against none, and the reward
-    `evidence` against the same rewards without it, with the same targets."""
+    `evidence` beside all others against all others, with the same targets."""
     by_key: dict[tuple[Any, ...], dict[int, Row]] = {}
     for row in rows:
         by_key.setdefault(tuple(row[name] for name in KEY), {})[row["seed"]] = row
     for (base, size, coherence, rewards, targets), plain in by_key.items():
         others = {"rewards": (base, size, coherence, "all", targets)} if rewards == "none" else {}
-        if rewards in WITH_EVIDENCE:
-            others["evidence"] = (base, size, coherence, WITH_EVIDENCE[rewards], targets)
+        if rewards == "all":
+            others["evidence"] = (base, size, coherence, "evidence", targets)
         if targets == "video-first":
             for kind in (*REMEDIES, "random", "least-first"):
                 others[kind] = (base, size, 0.0 if kind == "apart" else coherence, rewards, kind)
@@ -223,24 +222,30 @@ def _points(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
-    """Draw, without rewards: inconsistency over coherence, pull over coherence, and each remedy against the pull."""
+    """Draw inconsistency over coherence, pull over coherence without rewards, and each remedy against the pull."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-    main = [row for row in rows if (row["base"], row["size"], row["rewards"]) == ("demo", "400 x 6", "none")]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
+    main = [row for row in rows if (row["base"], row["size"]) == ("demo", "400 x 6")]
     for axis, figure_name in zip(axes, ("headline", "pull_next_audio"), strict=False):
-        for kind in ("video-first", *REMEDIES, *(MISTAKES if figure_name != "headline" else ())):
-            values: dict[float, list[float]] = {}
-            for row in main:
-                if row["targets"] == kind and row[figure_name] is not None:
-                    values.setdefault(row["coherence"], []).append(100 * row[figure_name])
-            if values:
-                points = [(q, value) for q, group in values.items() for value in group]
-                (line,) = axis.plot(sorted(values), [np.mean(values[q]) for q in sorted(values)], label=kind)
-                axis.plot(*zip(*points, strict=True), "o", markersize=4, color=line.get_color())
+        headline = figure_name == "headline"
+        for kind in ("video-first", *REMEDIES, *(() if headline else MISTAKES)):
+            colour = None
+            for rewards, style in {"none": "-", "all": "--"}.items() if headline else [("none", "-")]:
+                values: dict[float, list[float]] = {}
+                for row in main:
+                    if (row["targets"], row["rewards"]) == (kind, rewards) and row[figure_name] is not None:
+                        values.setdefault(row["coherence"], []).append(100 * row[figure_name])
+                if values:
+                    means = [np.mean(values[q]) for q in sorted(values)]
+                    name = kind if rewards == "none" else f"{kind}, rewards"
+                    (line,) = axis.plot(sorted(values), means, style, color=colour, label=name)
+                    colour = line.get_color()
+                    points = [(q, value) for q, group in values.items() for value in group]
+                    axis.plot(*zip(*points, strict=True), "o", markersize=4, color=colour)
     axes[0].set(xlabel="coherence q of the annotator", ylabel="inconsistent among correct, %")
     axes[1].set(xlabel="coherence q of the annotator", ylabel="pull, clips whose sound is dominant, %")
     axes[2].axhline(0, color="0.6", linewidth=1)

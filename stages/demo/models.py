@@ -27,11 +27,6 @@ REWARDS: dict[str, list[str]] = {  # config of GRPO behind the SFT, and flags
         *("grpo", "--rewards", "format", "accuracy", "consistency", "grounding", "evidence"),
         *("--reward_weights", "0.25", "1.0", "1.0", "0.25", "1.0"),
     ],
-    "plain": ["grpo_plain"],
-    "plain and evidence": [
-        *("grpo_plain", "--rewards", "format", "accuracy", "evidence"),
-        *("--reward_weights", "0.25", "1.0", "1.0"),
-    ],
 }
 SIZES = {"400 x 6": (400, 6), "150 x 6": (150, 6), "96 x 3": (96, 3)}  # of the cold start: targets, epochs
 BASES: dict[str, list[str]] = {  # flags of stages/demo/base.py; demo: the one of `make experiment`
