@@ -15,7 +15,7 @@ from migr.cli import Parser
 from migr.errors import InputError, exit_on_input_error
 from migr.files.records import read_jsonl, write_jsonl
 from migr.planted.annotators import WRITTEN, Annotator
-from migr.planted.captions import captioned
+from migr.planted.captions import CAPTION_ERRORS, captioned
 
 
 def main() -> None:
@@ -28,7 +28,8 @@ def main() -> None:
     add("--coherence", type=float, default=0.0, help="probability that the second description follows the first")
     add("--written", choices=WRITTEN, default=WRITTEN[0], help="which modality is described first")
     add("--mistakes", type=float, default=0.0, help="how often the first is told as any other emotion (default 0)")
-    add("--caption_errors", type=float, default=0.0, help="how often what is easily mistaken is (default 0)")
+    errors = f"how often what is easily mistaken is (default 0; without a value {CAPTION_ERRORS}, as base.py's)"
+    add("--caption_errors", type=float, nargs="?", const=CAPTION_ERRORS, default=0.0, help=errors)
     add("--split", default="train", help="split of the clips")
     add("--seed", type=int, default=0, help="draws what is followed and what is mistaken")
     args = parser.parse_args()

@@ -94,7 +94,8 @@ def steps(run: Path, seed: int, variants: Sequence[str], small: bool = False, tr
         train("perceive", run / "perceive", "stages/sft.py", "perceive", model=base, targets=base / "perceive.jsonl")
         train("describe", run / "describe", "stages/sft.py", "describe", model=sees, targets=base / "describe.jsonl")
     captions = run / "captions.jsonl"
-    add("captions", captions, "stages/demo/annotate.py", clips=manifest, caption_errors=0.5, seed=seed, out=captions)
+    errs = "--caption_errors"  # at the rate of the base's own captions
+    add("captions", captions, "stages/demo/annotate.py", errs, clips=manifest, seed=seed, out=captions)
     least = 0 if small else PERCEIVES
     check_flags = {"clips": manifest, "model": model, "out": run / "check.json", "least": least}
     add("importance/check", run / "check.json", "stages/demo/check.py", **check_flags, **media)  # beside it
@@ -163,7 +164,7 @@ def make(
     return run
 
 
-def make_orders(run: Path, seed: int, small: bool = False) -> list[models.Cell]:
+def make_orders(run: Path, seed: int, small: bool = False, train_base: bool = False) -> list[models.Cell]:
     """Train and measure two models more, in RUN/order: an annotator whose descriptions follow each other wrote what
     they learn, from the video on or from the dominant modality on. No rewards.
 
@@ -171,7 +172,8 @@ def make_orders(run: Path, seed: int, small: bool = False) -> list[models.Cell]:
         InputError: As `make`.
     """
     cells = [models.Cell(seed, "demo", COHERENCE, targets, "400 x 6", "none") for targets in ORDERS]
-    run_plan(models.steps(run, run / "order", cells, small), models.STAGES, run / "order", BASE=run)
+    plan = models.steps(run, run / "order", cells, small, train_base)
+    run_plan(plan, models.STAGES, run / "order", BASE=run)
     return cells
 
 
@@ -228,7 +230,7 @@ def main() -> None:
     run = (args.run or ROOT / "runs" / "demo").resolve()
     make(args.upto, run, args.seed, variants, args.small, args.train_base)
     if args.upto == "evaluation":
-        orders = make_orders(run, args.seed, args.small) if args.order else []
+        orders = make_orders(run, args.seed, args.small, args.train_base) if args.order else []
         summary.write(run, variants, orders)
         summary.show(run, time.monotonic() - start)
 

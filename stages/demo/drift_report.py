@@ -221,6 +221,18 @@ def _points(row: Row) -> str:
     return f"{100 * row['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
+def _curve(axis: Any, rows: Sequence[Row], name: str, color: str, **line: str) -> None:
+    """The means of a figure over coherence as a line, its values as points; nothing without values."""
+    values: dict[float, list[float]] = {}
+    for row in rows:
+        if row[name] is not None:
+            values.setdefault(row["coherence"], []).append(100 * row[name])
+    if values:
+        axis.plot(sorted(values), [np.mean(values[q]) for q in sorted(values)], color=color, **line)
+        points = [(q, value) for q, group in values.items() for value in group]
+        axis.plot(*zip(*points, strict=True), "o", markersize=4, color=color)
+
+
 def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
     """Draw inconsistency over coherence, pull over coherence without rewards, and each remedy against the pull."""
     import matplotlib
@@ -230,22 +242,15 @@ def plot(rows: Sequence[Row], gains: Sequence[Row], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     main = [row for row in rows if (row["base"], row["size"]) == ("demo", "400 x 6")]
-    for axis, figure_name in zip(axes, ("headline", "pull_next_audio"), strict=False):
-        headline = figure_name == "headline"
-        for kind in ("video-first", *REMEDIES, *(() if headline else MISTAKES)):
-            colour = None
-            for rewards, style in {"none": "-", "all": "--"}.items() if headline else [("none", "-")]:
-                values: dict[float, list[float]] = {}
-                for row in main:
-                    if (row["targets"], row["rewards"]) == (kind, rewards) and row[figure_name] is not None:
-                        values.setdefault(row["coherence"], []).append(100 * row[figure_name])
-                if values:
-                    means = [np.mean(values[q]) for q in sorted(values)]
-                    name = kind if rewards == "none" else f"{kind}, rewards"
-                    (line,) = axis.plot(sorted(values), means, style, color=colour, label=name)
-                    colour = line.get_color()
-                    points = [(q, value) for q, group in values.items() for value in group]
-                    axis.plot(*zip(*points, strict=True), "o", markersize=4, color=colour)
+    for number, kind in enumerate(("video-first", *REMEDIES, *MISTAKES)):
+        own, rewarded = (
+            [row for row in main if (row["targets"], row["rewards"]) == (kind, r)] for r in ("none", "all")
+        )
+        style = {"color": f"C{number}"}
+        if kind not in MISTAKES:
+            _curve(axes[0], own, "headline", label=kind, **style)
+            _curve(axes[0], rewarded, "headline", label=f"{kind}, rewards", linestyle="--", **style)
+        _curve(axes[1], own, "pull_next_audio", label=kind, **style)
     axes[0].set(xlabel="coherence q of the annotator", ylabel="inconsistent among correct, %")
     axes[1].set(xlabel="coherence q of the annotator", ylabel="pull, clips whose sound is dominant, %")
     axes[2].axhline(0, color="0.6", linewidth=1)

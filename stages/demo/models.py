@@ -74,7 +74,9 @@ def base_model(run: Path, trained: bool) -> Path:
     return run / "describe" / "model" if trained else SHIPPED
 
 
-def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False) -> list[Step]:
+def steps(
+    base_run: Path, run: Path, models: Sequence[Cell], small: bool = False, train_base: bool = True
+) -> list[Step]:
     """All steps for these cells of one seed, in order; steps of one stage do not depend on each other.
 
     Args:
@@ -82,6 +84,7 @@ def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False
         run: Where everything is written.
         models: Which.
         small: A few clips and two steps a stage.
+        train_base: The demo's base was trained in `base_run`; else it is the one that is there already.
     """
     plan: dict[str, Step] = {}
     clips, judge = base_run / "clips" / "clips.jsonl", base_run / "judge"
@@ -101,7 +104,7 @@ def steps(base_run: Path, run: Path, models: Sequence[Cell], small: bool = False
         return out
 
     for cell in models:
-        seed, model = cell.seed, base_model(base_run, (base_run / "describe").exists())
+        seed, model = cell.seed, base_model(base_run, train_base)
         if flags := BASES[cell.base]:
             folder = run / "base" / cell.base
             data = {"data": base_run / "clips", "out": folder, "seed": seed}

@@ -109,7 +109,7 @@ def test_robustness_of_every_fusion(run, tmp_path):
         "--run",
         str(run[0]),
         "--model",
-        str(ROOT / "stages/demo/model"),
+        str(SHIPPED),
         "--out",
         str(tmp_path / "out"),
     ]
